@@ -1,0 +1,188 @@
+"""Procedural pictures with known content, so that every question about them has a true answer.
+
+A scene has four columns and two to four objects, each in a column of its own. An object has a
+shape, a colour, a size and a texture. Backgrounds are textured, the light varies, and a slight blur
+and sensor noise are added, so that no attribute can be read off a single pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+SIDE = 96
+"""Pixels per side."""
+CELL = 24
+"""Pixels per grid cell: one cell is one image token of the demo model."""
+COLUMNS = SIDE // CELL
+SUPERSAMPLING = 3
+
+SHAPES = ("cube", "ball", "cone", "star", "ring")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+SIZES = ("small", "large")
+TEXTURES = ("plain", "striped")
+
+_RGB = {
+    "red": (214, 48, 44),
+    "green": (58, 168, 72),
+    "blue": (50, 94, 214),
+    "yellow": (234, 200, 52),
+    "purple": (150, 66, 186),
+    "white": (238, 238, 236),
+}
+_RADIUS = {"small": 6.5, "large": 11.0}
+
+
+class Split(IntEnum):
+    """Who may look at a scene. The split is part of the scene's seed, so splits cannot overlap."""
+
+    TRAIN = 0
+    CALIBRATION = 1
+    TUNING = 2
+    """Temperature and selector."""
+    EVALUATION = 3
+
+
+@dataclass(frozen=True)
+class Thing:
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    column: int
+    row: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects from left to right, and the picture: uint8 [SIDE, SIDE, 3]."""
+
+    things: tuple[Thing, ...]
+    pixels: NDArray[np.uint8]
+
+    @property
+    def image(self) -> Image.Image:
+        return Image.fromarray(self.pixels)
+
+
+def generator(split: Split, index: int, stream: int = 0) -> np.random.Generator:
+    """The only source of randomness of scene `index` of `split`."""
+    return np.random.default_rng([int(split), index, stream])
+
+
+def scene(split: Split, index: int) -> Scene:
+    """Scene `index` of `split`; the same on every call."""
+    rng = generator(split, index)
+    things = _arrange(rng)
+    return Scene(things, _render(things, rng))
+
+
+def _arrange(rng: np.random.Generator) -> tuple[Thing, ...]:
+    """Objects in distinct columns; often some share a shape or colour, so that counts vary."""
+    count = int(rng.integers(2, COLUMNS + 1))
+    columns = np.sort(rng.permutation(COLUMNS)[:count])
+    shapes = [str(rng.choice(SHAPES)) for _ in range(count)]
+    colours = [str(rng.choice(COLOURS)) for _ in range(count)]
+    if rng.random() < 0.6:
+        attribute = shapes if rng.random() < 0.5 else colours
+        members = rng.permutation(count)[: int(rng.integers(2, count + 1))]
+        for member in members:
+            attribute[member] = attribute[members[0]]
+    return tuple(
+        Thing(
+            shape=shapes[i],
+            colour=colours[i],
+            size=str(rng.choice(SIZES)),
+            texture=str(rng.choice(TEXTURES)),
+            column=int(columns[i]),
+            row=int(rng.integers(COLUMNS)),
+        )
+        for i in range(count)
+    )
+
+
+def _render(things: tuple[Thing, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
+    canvas = Image.fromarray(_background(rng)).resize((SIDE * SUPERSAMPLING,) * 2, Image.Resampling.BILINEAR)
+    for thing in things:
+        centre = [(cell + 0.5) * CELL + rng.uniform(-2.0, 2.0) for cell in (thing.column, thing.row)]
+        radius = _RADIUS[thing.size] * rng.uniform(0.93, 1.05)
+        x, y, r = (value * SUPERSAMPLING for value in (*centre, radius))
+        _draw(canvas, thing, x, y, r, rng)
+    picture = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
+    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.5)))
+    return _light_and_noise(np.asarray(picture, np.float32), rng)
+
+
+def _background(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Two octaves of smooth noise around a dull colour."""
+    base = rng.uniform(60, 120) + rng.uniform(-14, 14, size=3)
+    field = np.zeros((SIDE, SIDE), np.float32)
+    for cells, amplitude in ((5, 14.0), (24, 7.0)):
+        coarse = rng.normal(0.0, amplitude, (cells, cells)).astype(np.float32)
+        field += np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return np.clip(base + field[..., None], 0, 255).astype(np.uint8)
+
+
+def _light_and_noise(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
+    ramp = np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
+    slope = rng.uniform(-0.2, 0.2, size=2)
+    light = rng.uniform(0.82, 1.12) + slope[0] * ramp[None, :] + slope[1] * ramp[:, None]
+    noise = rng.normal(0.0, rng.uniform(0.0, 5.0), pixels.shape)
+    return np.clip(np.rint(pixels * light[..., None] + noise), 0, 255).astype(np.uint8)
+
+
+def _draw(canvas: Image.Image, thing: Thing, x: float, y: float, r: float, rng: np.random.Generator) -> None:
+    """Paint the object through a mask, so that stripes follow its outline."""
+    left, top, side = int(x - 1.4 * r), int(y - 1.4 * r), int(2.8 * r) + 2
+    x, y = x - left, y - top
+    mask = Image.new("L", (side, side), 0)
+    outline = ImageDraw.Draw(mask)
+    angle = rng.uniform(-0.25, 0.25)
+    if thing.shape == "ball":
+        outline.ellipse((x - r, y - r, x + r, y + r), fill=255)
+    elif thing.shape == "ring":
+        outline.ellipse((x - r, y - r, x + r, y + r), fill=255)
+        outline.ellipse((x - 0.45 * r, y - 0.45 * r, x + 0.45 * r, y + 0.45 * r), fill=0)
+    else:
+        outline.polygon(_corners(thing.shape, x, y, r, angle), fill=255)
+    canvas.paste(_paint(side, thing, x, y, r, angle), (left, top), mask)
+
+
+def _corners(shape: str, x: float, y: float, r: float, angle: float) -> list[tuple[float, float]]:
+    if shape == "cube":
+        radii, first = [1.05] * 6, -np.pi / 2
+    elif shape == "cone":
+        radii, first = [1.15] * 3, -np.pi / 2
+    else:
+        radii, first = [1.15, 0.48] * 5, -np.pi / 2
+    steps = np.arange(len(radii)) * 2 * np.pi / len(radii) + first + angle
+    return [
+        (x + r * k * float(np.cos(t)), y + r * k * float(np.sin(t)))
+        for k, t in zip(radii, steps, strict=True)
+    ]
+
+
+def _paint(side: int, thing: Thing, x: float, y: float, r: float, angle: float) -> Image.Image:
+    """The object's colour, dark stripes where the texture asks for them, and a cube's inner edges."""
+    colour = _RGB[thing.colour]
+    paint = Image.new("RGB", (side, side), colour)
+    brush = ImageDraw.Draw(paint)
+    if thing.texture == "striped":
+        pitch = 4.5 * SUPERSAMPLING
+        dark = tuple(int(0.42 * channel) for channel in colour)
+        for k in range(-4, 5):
+            left = x + k * pitch - 0.25 * pitch
+            brush.rectangle((left, 0, left + 0.5 * pitch, side), fill=dark)
+    if thing.shape == "cube":
+        dark = tuple(int(0.3 * channel) for channel in colour)
+        for corner in _corners("cube", x, y, r, angle)[1::2]:
+            brush.line((x, y, *corner), fill=dark, width=SUPERSAMPLING)
+    return paint

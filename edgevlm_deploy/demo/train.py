@@ -1,0 +1,264 @@
+"""Train the demo VLM from a seed: `python -m edgevlm_deploy.demo.train OUT_DIR`.
+
+Two stages. First the vision encoder and the projector learn to tell what stands in each grid cell
+(one image token per cell, linear heads that are thrown away); a transformer this small finds no
+grounding from answers alone in any sensible time. Then the whole model learns question answering.
+
+Several questions about one picture are packed behind one image prefix: each question attends to the
+prefix and to itself, and its positions go on from the prefix, which is what it meets at inference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from edgevlm_deploy.demo import model as demo
+from edgevlm_deploy.demo.questions import KINDS, ask_any
+from edgevlm_deploy.demo.scenes import (
+    COLOURS,
+    COLUMNS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    Split,
+    generator,
+    scene,
+)
+
+QUESTIONS = 8
+"""Questions per picture and step."""
+IGNORE = -100
+_ATTRIBUTES = (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES), ("texture", TEXTURES))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    vision_steps: int
+    steps: int
+    pictures: int
+    vision_rate: float = 1.5e-3
+    rate: float = 1.5e-3
+    warmup: int = 150
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vision-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--pictures", type=int, default=32, help="pictures per step")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    schedule = Schedule(arguments.vision_steps, arguments.steps, arguments.pictures)
+    train(arguments.out, arguments.seed, schedule, torch.device(arguments.device))
+
+
+def train(out: Path, seed: int, schedule: Schedule, device: torch.device) -> None:
+    """Train, save the checkpoint to `out` and the loss curve to `out/training.jsonl`."""
+    torch.manual_seed(seed)
+    tokenizer = demo.tokenizer()
+    vlm = demo.architecture(tokenizer).to(device)
+    print(f"{sum(p.numel() for p in vlm.parameters()):,} parameters on {device}", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "training.jsonl").open("w") as log:
+        _teach_cells(vlm, schedule, device, log)
+        _teach_answers(vlm, tokenizer, schedule, device, log)
+    demo.save(vlm, tokenizer, out)
+
+
+def _scenes(start: int, count: int) -> list[Scene]:
+    return [scene(Split.TRAIN, index) for index in range(start, start + count)]
+
+
+def _pixels(scenes: list[Scene], device: torch.device) -> torch.Tensor:
+    """float32 [N, 3, SIDE, SIDE] in −1 … 1, as SmolVLM's processor makes them."""
+    stacked = torch.from_numpy(np.stack([s.pixels for s in scenes])).to(device)
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def image_features(vlm: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """float32 [N, TOKENS_PER_TILE, D]."""
+    hidden = vlm.model.vision_model(pixel_values=pixels).last_hidden_state
+    features: torch.Tensor = vlm.model.connector(hidden)
+    return features
+
+
+def _learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+class _Optimiser:
+    """AdamW, warm-up then cosine, gradients clipped to norm 1; bfloat16 matrix products."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], steps: int, warmup: int, peak: float) -> None:
+        decayed = [p for p in parameters if p.ndim > 1]
+        plain = [p for p in parameters if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+        self._adam = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+        self._parameters, self._steps, self._warmup, self._peak = parameters, steps, warmup, peak
+
+    def apply(self, loss: torch.Tensor, step: int) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = _learning_rate(step, self._steps, self._warmup, self._peak)
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._adam.step()
+
+
+def _cell_labels(scenes: list[Scene], device: torch.device) -> torch.Tensor:
+    """int64 [attribute, N, cells]: the object's value in its cell, IGNORE in empty ones.
+
+    Shape has one more class for "nothing here", so empty cells are learnt as well.
+    """
+    labels = np.full((len(_ATTRIBUTES), len(scenes), COLUMNS * COLUMNS), IGNORE)
+    labels[0] = len(SHAPES)
+    for n, one in enumerate(scenes):
+        for thing in one.things:
+            for a, (attribute, values) in enumerate(_ATTRIBUTES):
+                labels[a, n, thing.row * COLUMNS + thing.column] = values.index(getattr(thing, attribute))
+    return torch.from_numpy(labels).to(device)
+
+
+def _teach_cells(vlm: Any, schedule: Schedule, device: torch.device, log: Any) -> None:
+    width = vlm.config.text_config.hidden_size
+    classes = [len(values) + (name == "shape") for name, values in _ATTRIBUTES]
+    heads = torch.nn.ModuleList(torch.nn.Linear(width, n) for n in classes).to(device)
+    parameters = [
+        *vlm.model.vision_model.parameters(),
+        *vlm.model.connector.parameters(),
+        *heads.parameters(),
+    ]
+    optimiser = _Optimiser(parameters, schedule.vision_steps, schedule.warmup, schedule.vision_rate)
+    pictures = 2 * schedule.pictures
+    began = time.monotonic()
+    for step in range(schedule.vision_steps):
+        scenes = _scenes(step * pictures, pictures)
+        with torch.autocast(device.type, torch.bfloat16):
+            features = image_features(vlm, _pixels(scenes, device))
+            logits = [head(features) for head in heads]
+        labels = _cell_labels(scenes, device)
+        losses = [
+            F.cross_entropy(scores.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORE)
+            for scores, wanted in zip(logits, labels, strict=True)
+        ]
+        optimiser.apply(torch.stack(losses).sum(), step)
+        if step % 50 == 0 or step == schedule.vision_steps - 1:
+            row = {name: round(loss.item(), 4) for (name, _), loss in zip(_ATTRIBUTES, losses, strict=True)}
+            _log(log, {"stage": "cells", "step": step, "seconds": round(time.monotonic() - began), **row})
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One row per picture: image prefix, then every question with its answer.
+
+    ids, positions, labels: int64 [N, T]; segment: int64 [N, T], 0 for the prefix, 1… for questions,
+    −1 for padding; kind: index into KINDS of the question that a token belongs to.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    segment: torch.Tensor
+    kind: torch.Tensor
+
+
+def _pack(scenes: list[Scene], first: int, tokenizer: Any, device: torch.device) -> Packed:
+    image = (
+        f"<fake_token_around_image><global-img>{'<image>' * demo.TOKENS_PER_TILE}<fake_token_around_image>"
+    )
+    prefix = tokenizer.encode(f"<|im_start|>User:{image}", add_special_tokens=False)
+    rows = []
+    for offset, one in enumerate(scenes):
+        columns = [(token, i, IGNORE, 0, 0) for i, token in enumerate(prefix)]
+        questions = ask_any(one, QUESTIONS, generator(Split.TRAIN, first + offset, 2))
+        for number, question in enumerate(questions, 1):
+            prompt = tokenizer.encode(
+                f"{question.text}<end_of_utterance>\nAssistant:", add_special_tokens=False
+            )
+            answer = tokenizer.encode(f" {question.answer}<end_of_utterance>", add_special_tokens=False)
+            tokens = prompt + answer
+            for i, token in enumerate(tokens):
+                label = tokens[i + 1] if len(prompt) - 1 <= i < len(tokens) - 1 else IGNORE
+                columns.append((token, len(prefix) + i, label, number, KINDS.index(question.kind)))
+        rows.append(columns)
+    packed = np.full((len(rows), max(map(len, rows)), 5), (tokenizer.pad_token_id, 0, IGNORE, -1, 0))
+    for row, columns in zip(packed, rows, strict=True):
+        row[: len(columns)] = columns
+    return Packed(*(torch.from_numpy(packed[..., i].copy()).to(device) for i in range(5)))
+
+
+def _attention(packed: Packed) -> torch.Tensor:
+    """bool [N, 1, T, T]: causal, within the own segment or to the prefix; padding sees itself."""
+    length = packed.ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=packed.ids.device).tril()
+    query, key = packed.segment[:, :, None], packed.segment[:, None, :]
+    return (causal & ((key == query) | (key == 0)))[:, None]
+
+
+def _answer_loss(vlm: Any, packed: Packed, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy over answer tokens, and the loss of each of them."""
+    embeddings = vlm.get_input_embeddings()(packed.ids)
+    features = image_features(vlm, pixels)
+    is_image = packed.ids == vlm.config.image_token_id
+    embeddings = embeddings.masked_scatter(is_image[..., None], features.to(embeddings.dtype))
+    hidden = vlm.model.text_model(
+        inputs_embeds=embeddings,
+        attention_mask=_attention(packed),
+        position_ids=packed.positions,
+        use_cache=False,
+    ).last_hidden_state
+    wanted = packed.labels != IGNORE
+    losses = F.cross_entropy(vlm.lm_head(hidden[wanted]).float(), packed.labels[wanted], reduction="none")
+    return losses.mean(), losses.detach()
+
+
+def _teach_answers(vlm: Any, tokenizer: Any, schedule: Schedule, device: torch.device, log: Any) -> None:
+    optimiser = _Optimiser(list(vlm.parameters()), schedule.steps, schedule.warmup, schedule.rate)
+    first = 2 * schedule.pictures * schedule.vision_steps
+    began = time.monotonic()
+    by_kind: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for step in range(schedule.steps):
+        start = first + step * schedule.pictures
+        scenes = _scenes(start, schedule.pictures)
+        packed = _pack(scenes, start, tokenizer, device)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss, losses = _answer_loss(vlm, packed, _pixels(scenes, device))
+        optimiser.apply(loss, step)
+        kinds = packed.kind[packed.labels != IGNORE].cpu().numpy()
+        _collect(by_kind, losses.cpu().numpy(), kinds)
+        if step % 50 == 0 or step == schedule.steps - 1:
+            row = {kind: round(float(np.mean(values)), 4) for kind, values in by_kind.items() if values}
+            by_kind = {kind: [] for kind in KINDS}
+            _log(log, {"stage": "answers", "step": step, "seconds": round(time.monotonic() - began), **row})
+
+
+def _collect(by_kind: dict[str, list[float]], losses: NDArray[np.float32], kinds: NDArray[np.int64]) -> None:
+    for index, kind in enumerate(KINDS):
+        if (kinds == index).any():
+            by_kind[kind].append(float(losses[kinds == index].mean()))
+
+
+def _log(log: Any, row: dict[str, Any]) -> None:
+    print(json.dumps(row), flush=True)
+    log.write(json.dumps(row) + "\n")
+    log.flush()
+
+
+if __name__ == "__main__":
+    main()

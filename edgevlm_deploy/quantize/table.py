@@ -1,0 +1,113 @@
+"""The quantised truth: one table of integers and scales that every backend exports.
+
+Torch fake-quantisation is built from it (the numeric reference), ONNX and TFLite graphs
+carry its integers, and each exporter reads its own file back to prove that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm_deploy.errors import QuantizationError
+
+
+@dataclass(frozen=True)
+class StaticActivation:
+    """Per-tensor activation quantisation with a calibrated range: x ≈ (q − zero_point)·scale."""
+
+    scale: float
+    zero_point: int
+    bits: int = 8
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """Integers of one weight matrix, W ≈ (q − zero_point) · scale per block of columns.
+
+    q           int8    [N, K]          signed storage when symmetric; 0 … 2^bits − 1 stored as
+                                        uint8 when `zero_point` is given
+    scale       float32 [N, K / block]  exactly representable in fp16 and bf16
+    zero_point  uint8   [N, K / block]  None when symmetric
+    block       K for per-channel, else the group size (the last group may be short)
+    activation  None for weight-only schemes
+    """
+
+    q: NDArray[Any]
+    scale: NDArray[np.float32]
+    zero_point: NDArray[Any] | None
+    bits: int
+    block: int
+    activation: StaticActivation | None = None
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """float32 [N, K]: the weights that the fake-quantised model computes with."""
+        columns = self.q.shape[1]
+        group = np.arange(columns) // self.block
+        values = self.q.astype(np.float32)
+        if self.zero_point is not None:
+            values = values - self.zero_point.astype(np.float32)[:, group]
+        dequantized: NDArray[np.float32] = values * self.scale[:, group]
+        return dequantized
+
+
+@dataclass(frozen=True)
+class QuantizedTable(Mapping[str, QuantizedLinear]):
+    """module name in the source model → its integers."""
+
+    modules: Mapping[str, QuantizedLinear]
+
+    def __getitem__(self, name: str) -> QuantizedLinear:
+        return self.modules[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def save(self, directory: Path) -> None:
+        """Write `table.safetensors` and `table.json` into `directory`."""
+        from safetensors.numpy import save_file
+
+        tensors: dict[str, NDArray[Any]] = {}
+        rows: dict[str, dict[str, Any]] = {}
+        for name, module in sorted(self.modules.items()):
+            tensors[f"{name}.q"] = np.ascontiguousarray(module.q)
+            tensors[f"{name}.scale"] = np.ascontiguousarray(module.scale)
+            if module.zero_point is not None:
+                tensors[f"{name}.zero_point"] = np.ascontiguousarray(module.zero_point)
+            row: dict[str, Any] = {"bits": module.bits, "block": module.block}
+            if module.activation is not None:
+                row["activation"] = vars(module.activation)
+            rows[name] = row
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, directory / "table.safetensors")
+        (directory / "table.json").write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> QuantizedTable:
+        """Read what `save` wrote. Raises QuantizationError when the two files disagree."""
+        from safetensors.numpy import load_file
+
+        tensors = load_file(directory / "table.safetensors")
+        modules: dict[str, QuantizedLinear] = {}
+        for name, row in json.loads((directory / "table.json").read_text()).items():
+            if f"{name}.q" not in tensors:
+                raise QuantizationError(f"{directory}: table.json names {name}, table.safetensors does not.")
+            activation = row.get("activation")
+            modules[name] = QuantizedLinear(
+                q=tensors[f"{name}.q"],
+                scale=tensors[f"{name}.scale"],
+                zero_point=tensors.get(f"{name}.zero_point"),
+                bits=row["bits"],
+                block=row["block"],
+                activation=StaticActivation(**activation) if activation else None,
+            )
+        return cls(modules)

@@ -1,0 +1,181 @@
+"""A recipe: what one product needs of its model, in one YAML file.
+
+It names precision per component, calibration, the evidence to gather and the gates that
+the compiled artifact has to pass. It names no device; `plan.resolve` brings the two together.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from edgevlm_deploy.config import Frozen
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Component(str, Enum):
+    VISION_ENCODER = "vision_encoder"
+    PROJECTOR = "projector"
+    EMBEDDING = "embedding"
+    DECODER = "decoder"
+    HEAD = "head"
+
+
+class Scheme(str, Enum):
+    """Bits of weights (w) and activations (a); g is the number of columns that share a scale."""
+
+    FP16 = "fp16"
+    W8A8 = "w8a8"
+    W8A16 = "w8a16"
+    W4A16_G32 = "w4a16_g32"
+    W4A16_G64 = "w4a16_g64"
+    W4A16_G128 = "w4a16_g128"
+    W4A16_CHANNEL = "w4a16_channel"
+    W3A16_CHANNEL = "w3a16_channel"
+
+
+class Algorithm(str, Enum):
+    RTN = "rtn"
+    GPTQ = "gptq"
+    AWQ = "awq"
+
+
+class Quantizer(str, Enum):
+    NEURAL_COMPRESSOR = "neural-compressor"
+    TENSORRT = "tensorrt"
+    """NVIDIA Model Optimizer, which is how TensorRT is quantised for today."""
+
+
+class Corruption(str, Enum):
+    GAUSSIAN_NOISE = "gaussian_noise"
+    SHOT_NOISE = "shot_noise"
+    IMPULSE_NOISE = "impulse_noise"
+    DEFOCUS_BLUR = "defocus_blur"
+    MOTION_BLUR = "motion_blur"
+    FOG = "fog"
+    BRIGHTNESS = "brightness"
+    CONTRAST = "contrast"
+    JPEG_COMPRESSION = "jpeg_compression"
+    PIXELATE = "pixelate"
+
+
+class GateName(str, Enum):
+    """What can be gated. `metrics.md`-style definitions stand in the functions that compute them."""
+
+    ACCURACY = "accuracy"
+    ACCURACY_DROP = "accuracy_drop"
+    DIVERGENCE_RATE = "divergence_rate"
+    NEGATIVE_FLIP_RATE = "negative_flip_rate"
+    RELATIVE_ROBUSTNESS = "relative_robustness"
+    CORRUPTED_ACCURACY = "corrupted_accuracy"
+    ROBUSTNESS_GAP = "robustness_gap"
+    ECE = "ece"
+    ECE_INCREASE = "ece_increase"
+    TIME_TO_FIRST_TOKEN_MS_P95 = "time_to_first_token_ms_p95"
+    LATENCY_MS_P95 = "latency_ms_p95"
+    PEAK_RSS_BYTES = "peak_rss_bytes"
+    BUNDLE_BYTES = "bundle_bytes"
+
+
+class Gate(Frozen):
+    """A limit on one metric; passed only when the whole confidence interval is inside it."""
+
+    metric: GateName
+    min: float | None = None
+    max: float | None = None
+    reason: str = ""
+    """Why this limit: shown in the report."""
+
+    @model_validator(mode="after")
+    def _exactly_one_limit(self) -> Gate:
+        if (self.min is None) == (self.max is None):
+            raise ValueError("a gate has exactly one of `min` and `max`")
+        return self
+
+
+class Precision(Frozen):
+    scheme: Scheme = Scheme.FP16
+    algorithm: Algorithm = Algorithm.RTN
+
+
+class ModuleOverride(Frozen):
+    """Mixed precision: modules whose name matches `pattern` (fnmatch) get their own scheme."""
+
+    pattern: str
+    scheme: Scheme
+    algorithm: Algorithm = Algorithm.RTN
+
+
+class Mixture(Frozen):
+    """Shares of clean, dark, grey and noisy pictures among the calibration samples."""
+
+    clean: Share = 1.0
+    dark: Share = 0.0
+    grey: Share = 0.0
+    noise: Share = 0.0
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Mixture:
+        total = self.clean + self.dark + self.grey + self.noise
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"shares must sum to 1, they sum to {total:g}")
+        return self
+
+
+class Calibration(Frozen):
+    samples: Annotated[int, Field(ge=1, le=4096)] = 128
+    seed: int = 0
+    mixture: Mixture = Mixture()
+    modality_balanced: bool = True
+    """Draw evenly over kinds of question (`group`), so that no modality or task dominates the ranges."""
+
+
+class Image(Frozen):
+    max_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Upper bound on tiles per picture, global view included; None keeps the model's own preprocessing."""
+
+
+class Generation(Frozen):
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_context: Annotated[int, Field(ge=16, le=131072)] = 2048
+
+
+class Evaluation(Frozen):
+    clean_items: Annotated[int, Field(ge=1)] = 2000
+    """At most this many clean items."""
+    corruptions: tuple[Corruption, ...] = tuple(Corruption)
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+    items_per_condition: Annotated[int, Field(ge=1)] = 50
+    """Items per corruption and severity, drawn from the clean ones."""
+    seed: int = 0
+    confidence_level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    bootstrap_resamples: Annotated[int, Field(ge=100)] = 10_000
+
+
+class Recipe(Frozen):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    description: str
+    quantizer: Quantizer = Quantizer.NEURAL_COMPRESSOR
+    components: dict[Component, Precision] = {}
+    """Precision per component; a component that is not named stays fp16."""
+    modules: tuple[ModuleOverride, ...] = ()
+    calibration: Calibration = Calibration()
+    image: Image = Image()
+    generation: Generation = Generation()
+    evaluation: Evaluation = Evaluation()
+    gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
+    target_budgets: Literal["enforce", "report"] = "enforce"
+    """Whether the target's latency and memory budgets become gates."""
+
+    @model_validator(mode="after")
+    def _one_gate_per_metric_and_side(self) -> Recipe:
+        seen = [(gate.metric, gate.min is None) for gate in self.gates]
+        if len(seen) != len(set(seen)):
+            raise ValueError("two gates limit the same metric on the same side; keep the stricter one")
+        return self
+
+    def precision(self, component: Component) -> Precision:
+        return self.components.get(component, Precision())

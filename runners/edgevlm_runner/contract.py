@@ -1,0 +1,207 @@
+"""What crosses the device boundary: versioned JSON, read and written the same on both sides.
+
+Python 3.8, standard library only. Every dataclass here is frozen, round-trips through
+`to_json` / `from_json`, and rejects unknown keys, so that a file from another version
+is refused instead of being half understood.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Type, TypeVar
+
+from edgevlm_runner.errors import BundleError
+
+FORMAT_VERSION = 1
+CLEAN = "clean"
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question that the reference and the artifact both answer.
+
+    A corrupted variant is an item of its own: same `base_id`, other `condition`.
+    The bundle holds the clean picture only; the corrupted pixels are made where they
+    are needed, from (`image_id`, condition, seed of the suite).
+    """
+
+    id: str
+    base_id: str
+    group: str
+    """Kind of question, e.g. "count"; "" when the data names none."""
+    condition: str
+    """"clean" or "<corruption>/<severity>", e.g. "gaussian_noise/3"."""
+    image: str
+    """Path inside the bundle, or "" for a question without a picture."""
+    image_id: str
+    """SHA-256 of the picture's file; items of one picture are one statistical cluster."""
+    prompt: str
+    answers: Tuple[str, ...]
+    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match."""
+
+    @property
+    def corruption(self) -> Optional[Tuple[str, int]]:
+        """(name, severity), or None for a clean item."""
+        if self.condition == CLEAN:
+            return None
+        name, _, severity = self.condition.partition("/")
+        return name, int(severity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What one model said on one item: greedy decoding, raw-logit log-probabilities."""
+
+    item_id: str
+    text: str
+    token_ids: Tuple[int, ...]
+    """Generated tokens, end-of-sequence included when it was produced."""
+    token_logprobs: Tuple[float, ...]
+    """Natural logarithm of each generated token's probability, same length as `token_ids`."""
+    finished: bool
+    """False when `max_new_tokens` ended the answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """How pixels become tiles (the Idefics3 / SmolVLM preprocessor's numbers)."""
+
+    tile_size: int
+    """Side of one square tile in pixels."""
+    longest_edge: int
+    """The picture is resized to this before splitting."""
+    split: bool
+    """Cut into tiles plus one global view; otherwise one square tile."""
+    max_tiles: Optional[int]
+    """Upper bound on tiles per picture, global view included; None for the model's own."""
+    resample: int
+    """Pillow's filter number."""
+    rescale_factor: float
+    mean: Tuple[float, float, float]
+    std: Tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSpec:
+    """The chat template rendered once on the host, with two slots left open.
+
+    `with_image` and `text_only` contain the literal "{question}"; `with_image` also
+    contains "{image}" where the image placeholder expands.
+    """
+
+    with_image: str
+    text_only: str
+    image_token: str
+    fake_token: str
+    global_token: str
+    tokens_per_tile: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """Everything that the runner must know about the compiled model."""
+
+    family: str
+    runtime: str
+    """Which runtime executes the graphs: "onnxruntime"."""
+    graphs: Mapping[str, str]
+    """component → path inside the bundle: vision_encoder, embedding, decoder."""
+    image: ImageSpec
+    prompt: PromptSpec
+    image_token_id: int
+    eos_token_ids: Tuple[int, ...]
+    max_new_tokens: int
+    max_context: int
+    """KV-cache length in tokens: prompt and answer together."""
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+
+
+def to_json(value: Any) -> Any:
+    """A frozen dataclass as plain JSON types (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def from_json(cls: Type[T], data: Any, where: str) -> T:
+    """Build `cls` from parsed JSON; `where` names the file for the error message.
+
+    Raises BundleError on missing, unknown or mistyped keys.
+    """
+    if not isinstance(data, dict):
+        raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown, missing = sorted(set(data) - set(fields)), sorted(set(fields) - set(data))
+    if unknown or missing:
+        raise BundleError(
+            f"{where}: {cls.__name__} has unknown keys {unknown} and lacks {missing}. "
+            "The bundle was written by another version of edgevlm; compile it again."
+        )
+    nested = {"image": ImageSpec, "prompt": PromptSpec} if cls is ModelSpec else {}
+    values: Dict[str, Any] = {}
+    for name, value in data.items():
+        if name in nested:
+            value = from_json(nested[name], value, where)
+        elif isinstance(value, list):
+            value = tuple(value)
+        _check_type(str(fields[name].type), value, f"{where}: {cls.__name__}.{name}")
+        values[name] = value
+    return cls(**values)
+
+
+_TYPES: Dict[str, Tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "Optional[int]": (int, type(None)),
+}
+
+
+def _check_type(annotation: str, value: Any, where: str) -> None:
+    """Scalars are checked one by one, sequences element by element; bool is no int here."""
+    if annotation.startswith("Tuple["):
+        element = annotation[len("Tuple[") :].split(",")[0]
+        if not isinstance(value, tuple):
+            raise BundleError(f"{where}: expected a list, got {type(value).__name__}.")
+        for one in value:
+            _check_type(element, one, where)
+        return
+    expected = _TYPES.get(annotation)
+    if expected is None:
+        return
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        raise BundleError(f"{where}: expected {annotation}, got {value!r}.")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """One JSON object a line, keys in field order, UTF-8, newline at the end of each line."""
+    with open(path, "w", encoding="utf-8", newline="\n") as out:
+        for row in rows:
+            out.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path, cls: Type[T]) -> List[T]:
+    """Read what `write_jsonl` wrote. Raises BundleError with file and line number."""
+    return list(_iter_jsonl(path, cls))
+
+
+def _iter_jsonl(path: Path, cls: Type[T]) -> Iterator[T]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BundleError(f"{path}:{number}: not JSON ({error}).") from error
+        yield from_json(cls, data, f"{path}:{number}")
