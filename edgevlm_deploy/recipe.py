@@ -41,6 +41,7 @@ class Algorithm(str, Enum):
     RTN = "rtn"
     GPTQ = "gptq"
     AWQ = "awq"
+    SMOOTHQUANT = "smoothquant"
 
 
 class Quantizer(str, Enum):

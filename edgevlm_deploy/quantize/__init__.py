@@ -1,0 +1,58 @@
+"""Quantise once: a torch model and a request become one table of integers that every backend exports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edgevlm_deploy.quantize.capture import Batch
+from edgevlm_deploy.quantize.quantized_model import QuantizedModel
+from edgevlm_deploy.quantize.request import ModuleRequest, Request, check_columns, resolve
+from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
+from edgevlm_deploy.recipe import Quantizer
+
+__all__ = [
+    "Batch",
+    "ModuleRequest",
+    "QuantizedLinear",
+    "QuantizedModel",
+    "QuantizedTable",
+    "Request",
+    "StaticActivation",
+    "quantize",
+    "resolve",
+]
+
+
+def quantize(
+    load_model: Callable[[], Any],
+    request: Request,
+    calibration_batches: Sequence[Batch],
+    quantizer: Quantizer = Quantizer.NEURAL_COMPRESSOR,
+) -> QuantizedModel:
+    """Quantise a vision-language model.
+
+    load_model: returns a fresh float32 copy of the source model on the CPU, in eval mode; called once or
+        (ModelOpt) once per algorithm. The copies are changed and dropped.
+    request: from `resolve`.
+    calibration_batches: keyword arguments of the whole model's forward (input_ids, attention_mask [B, T],
+        pixel_values, pixel_attention_mask); read several times. May be empty for weight-only rounding.
+
+    Raises PlanError when group sizes do not fit, DataError when calibration data is missing,
+    MissingExtraError, and QuantizationError when the result is not what was asked for.
+    """
+    from edgevlm_deploy.quantize.verification import verify
+
+    model = load_model()
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
+    check_columns(request, {name: shapes[f"{name}.weight"][1] for name in request})
+    if quantizer is Quantizer.NEURAL_COMPRESSOR:
+        from edgevlm_deploy.quantize import inc
+
+        quantized = inc.quantize(model, request, calibration_batches)
+    else:
+        from edgevlm_deploy.quantize import modelopt
+
+        quantized = modelopt.quantize(model, load_model, request, calibration_batches)
+    verify(quantized, request, shapes)
+    return quantized

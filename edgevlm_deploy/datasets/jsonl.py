@@ -1,0 +1,88 @@
+"""edgevlm's own format: one JSON object a line.
+
+    {"image": "cat.jpg", "question": "What animal is this?", "answers": ["cat", "kitten"]}
+
+`image` is relative to the file (or to the given picture folder), absolute, or null for a question
+without a picture. `answers` is a list, `answer` a single one; both may be absent in calibration data.
+`id` (default: the line number) and `group` (default: "") are optional. The file is the user's own,
+so absolute paths and `..` are followed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgevlm_deploy.datasets.sample import Problems, Row, Sample, names, text
+from edgevlm_deploy.errors import DataError
+
+KEYS = {"image", "question", "answer", "answers", "id", "group"}
+
+
+def read(path: Path, images: Path | None, problems: Problems) -> list[Row]:
+    """One row per non-empty line; what is wrong goes to `problems`."""
+    root = images or path.parent
+    rows = []
+    for number, data in objects(path, problems):
+        where = f"{path.name}:{number}"
+        sample = _sample(data, f"{number:06d}", root, where, problems)
+        if sample is not None:
+            rows.append(Row(where, sample))
+    return rows
+
+
+def objects(path: Path, problems: Problems) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every non-empty line that is a JSON object."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.add(f"{path.name}:{number}", f"not JSON ({error}).")
+            continue
+        if isinstance(data, dict):
+            found.append((number, data))
+        else:
+            problems.add(f"{path.name}:{number}", f"expected an object, got {type(data).__name__}.")
+    return found
+
+
+def _sample(
+    data: dict[str, Any], default_id: str, root: Path, where: str, problems: Problems
+) -> Sample | None:
+    before = len(problems.found)
+    if unknown := set(data) - KEYS:
+        problems.add(where, f"unknown key {names(unknown)}; known are {names(KEYS)}.")
+    if "answer" in data and "answers" in data:
+        problems.add(where, "has both `answer` and `answers`; keep one.")
+    image = data.get("image")
+    if image is not None and (not isinstance(image, str) or not image):
+        problems.add(where, f"image: expected a path or null, got {image!r}.")
+    question = text(data.get("question"))
+    if question is None:
+        problems.add(where, f"question: expected text, got {data.get('question')!r}.")
+    values = {key: text(data.get(key, default)) for key, default in (("id", default_id), ("group", ""))}
+    for key, value in values.items():
+        if value is None:
+            problems.add(where, f"{key}: expected text, got {data[key]!r}.")
+    answers = data.get("answers", [data["answer"]] if "answer" in data else [])
+    accepted = [text(one) for one in answers] if isinstance(answers, list) else [None]
+    if None in accepted:
+        problems.add(where, f"answers: expected text or a list of texts, got {answers!r}.")
+    if len(problems.found) > before:
+        return None
+    return Sample(
+        id=str(values["id"]),
+        group=str(values["group"]),
+        image=root / image if image else None,
+        image_id="",
+        prompt=str(question),
+        answers=tuple(str(one) for one in accepted),
+    )

@@ -1,0 +1,129 @@
+"""One question about one picture, as every data format delivers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgevlm_runner.storage import file_digest
+from PIL import Image
+
+from edgevlm_deploy.errors import DataError
+
+MAX_PICTURE_BYTES = 256 << 20
+MAX_PICTURE_PIXELS = 64_000_000
+SHOWN = 10
+"""Bad rows that an error spells out; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question, its picture (None for text only) and the accepted answers (none when not known)."""
+
+    id: str
+    group: str
+    """Kind of question, "" when the data names none."""
+    image: Path | None
+    image_id: str
+    """SHA-256 of the picture's file, "" without a picture."""
+    prompt: str
+    answers: tuple[str, ...]
+
+    @property
+    def cluster(self) -> str:
+        """Samples of one picture are not independent; without a picture the question is the cluster."""
+        return self.image_id or f"text:{self.prompt}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sample before its picture was looked at, and where it stands in the data ("file:line")."""
+
+    where: str
+    sample: Sample
+
+
+@dataclass
+class Problems:
+    """Everything wrong with one source, so that the user hears of all of it at once."""
+
+    source: Path
+    found: list[str] = field(default_factory=list)
+
+    def add(self, where: str, what: str) -> None:
+        self.found.append(f"{where}: {what}")
+
+    def check(self) -> None:
+        """Raises DataError with the first problems and their number, if there are any."""
+        if not self.found:
+            return
+        lines = [f"{self.source}: {len(self.found)} rows cannot be used."]
+        lines += [f"  {problem}" for problem in self.found[:SHOWN]]
+        if len(self.found) > SHOWN:
+            lines.append(f"  … and {len(self.found) - SHOWN} more.")
+        raise DataError("\n".join(lines))
+
+
+def complete(rows: list[Row], problems: Problems) -> tuple[Sample, ...]:
+    """Decode every picture once, add its digest, and check what holds for all formats.
+
+    Raises DataError that lists every bad row: empty question, repeated id, missing or broken picture.
+    """
+    pictures: dict[Path, str | ValueError] = {}
+    seen: dict[str, str] = {}
+    samples: list[Sample] = []
+    for row in rows:
+        sample = row.sample
+        if not sample.prompt.strip():
+            problems.add(row.where, "the question is empty.")
+        if sample.id in seen:
+            problems.add(row.where, f"id {sample.id!r} was used before, at {seen[sample.id]}.")
+        seen.setdefault(sample.id, row.where)
+        if sample.image is not None:
+            identity = pictures.get(sample.image)
+            if identity is None:
+                identity = pictures[sample.image] = _identify(sample.image)
+            if isinstance(identity, ValueError):
+                problems.add(row.where, str(identity))
+                continue
+            sample = replace(sample, image_id=identity)
+        samples.append(sample)
+    problems.check()
+    if not samples:
+        raise DataError(f"{problems.source}: holds no questions.")
+    return tuple(samples)
+
+
+def _identify(path: Path) -> str | ValueError:
+    """The file's digest after a full decode, or what is wrong with it."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_PICTURE_BYTES:
+            return ValueError(f"picture {path} has {size:,} bytes, at most {MAX_PICTURE_BYTES:,} are read.")
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height > MAX_PICTURE_PIXELS:
+                return ValueError(
+                    f"picture {path} has {width} × {height} pixels, at most {MAX_PICTURE_PIXELS:,} are read."
+                )
+            picture.load()
+        return file_digest(path)
+    except FileNotFoundError:
+        return ValueError(f"picture {path} does not exist.")
+    # Pillow raises OSError, SyntaxError, ValueError … depending on which decoder meets the damage.
+    except Exception as error:
+        return ValueError(f"picture {path} cannot be decoded ({error}).")
+
+
+def text(value: object) -> str | None:
+    """Strings and JSON numbers as text; None for what is neither (bool, null, lists, objects)."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return None
+
+
+def names(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(keys))

@@ -1,0 +1,34 @@
+"""Round to nearest for modules of a torch model: no calibration, one weight in memory at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm_deploy.quantize.request import ModuleRequest
+from edgevlm_deploy.quantize.table import QuantizedLinear, StaticActivation
+from edgevlm_deploy.quantize.uniform import exact_scale, quantize_symmetric
+
+
+def weight_of(model: Any, name: str) -> NDArray[np.float32]:
+    """float32 [N, K] of the linear layer or embedding `name`; shares memory with the model."""
+    weight: NDArray[np.float32] = model.get_submodule(name).weight.detach().float().numpy()
+    return weight
+
+
+def round_to_nearest(
+    weight: NDArray[np.float32], wanted: ModuleRequest, activation_scale: float | None = None
+) -> QuantizedLinear:
+    """weight [N, K]; activation_scale is rounded to a value that fp16 and bf16 hold exactly."""
+    block = wanted.format.block(weight.shape[1])
+    q, scale = quantize_symmetric(weight, wanted.format.bits, block)
+    activation = None if activation_scale is None else static_activation(activation_scale)
+    return QuantizedLinear(q, scale, None, wanted.format.bits, block, activation)
+
+
+def static_activation(scale: float) -> StaticActivation:
+    """Symmetric int8, x ≈ q·scale. The scale is rounded up, so the calibrated range is never clipped more."""
+    rounded = exact_scale(np.array([scale]), round_up=True)
+    return StaticActivation(scale=float(rounded[0]), zero_point=0)

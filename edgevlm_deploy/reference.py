@@ -1,0 +1,181 @@
+"""What the source model itself answers: the yardstick for everything that follows.
+
+The stored FP16 or BF16 weights are used as they are; on a CPU the arithmetic runs in float32, which
+changes no weight. Decoding is greedy and batched, and a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgevlm_runner.contract import CLEAN, Answer, Item, ModelSpec, read_jsonl, write_jsonl
+from edgevlm_runner.errors import BundleError
+from edgevlm_runner.inputs import Inputs, from_item, load_tokenizer
+
+BATCH = 32
+NOISE_FLOOR_ITEMS = 256
+"""Items answered a second time, one by one, to see what batching alone changes."""
+
+
+@dataclass(frozen=True)
+class Question:
+    item: Item
+    inputs: Inputs
+
+
+def answer(
+    model: Any,
+    items: Sequence[Item],
+    root: Path,
+    seed: int,
+    spec: ModelSpec,
+    tokenizer_file: Path,
+    directory: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """Write `answers.jsonl` (one Answer per item, in item order) and `noise.json` into `directory`.
+
+    `model` is the transformers model on the device where it is to run; `root` is where the items'
+    pictures are. `progress` is called with the number of newly answered items.
+    """
+    tokenizer = load_tokenizer(tokenizer_file)
+    partial = directory / "partial.jsonl"
+    done = {one.item_id: one for one in _finished(partial)}
+    progress(len(done))
+
+    def ask(missing: Sequence[Item]) -> Iterator[Question]:
+        return (Question(item, from_item(item, root, seed, spec, tokenizer)) for item in missing)
+
+    missing = [item for item in items if item.id not in done]
+    with partial.open("a", encoding="utf-8") as out:
+        for batch in _batches(ask(missing), BATCH):
+            for one in _generate(model, batch, spec, tokenizer):
+                out.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
+                done[one.item_id] = one
+            out.flush()
+            progress(len(batch))
+    noise = _noise_floor(
+        model, [i for i in items if i.condition == CLEAN][:NOISE_FLOOR_ITEMS], ask, done, spec, tokenizer
+    )
+    (directory / "noise.json").write_text(json.dumps(noise, indent=1) + "\n")
+    write_jsonl(directory / "answers.jsonl", (done[item.id] for item in items))
+    partial.unlink()
+
+
+def _finished(partial: Path) -> list[Answer]:
+    """Answers of a run that was killed; the line that it was writing is dropped."""
+    if not partial.exists():
+        return []
+    text = partial.read_text(encoding="utf-8")
+    partial.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    try:
+        return read_jsonl(partial, Answer)
+    except BundleError:
+        partial.unlink()
+        return []
+
+
+def _batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]]:
+    """Neighbours of similar length together, so that little is padded."""
+    window: list[Question] = []
+    for question in questions:
+        window.append(question)
+        if len(window) == 8 * size:
+            yield from _by_length(window, size)
+            window = []
+    yield from _by_length(window, size)
+
+
+def _by_length(window: list[Question], size: int) -> Iterator[list[Question]]:
+    window = sorted(window, key=lambda question: question.inputs.input_ids.shape[1])
+    for start in range(0, len(window), size):
+        yield window[start : start + size]
+
+
+def _generate(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer: Any) -> list[Answer]:
+    import torch
+
+    with torch.inference_mode():
+        output = model.generate(
+            **collate([question.inputs for question in batch], spec),
+            max_new_tokens=spec.max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=list(spec.eos_token_ids),
+            pad_token_id=spec.eos_token_ids[0],
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    logits = torch.stack(output.logits, 1)  # [B, generated, V]
+    tokens = output.sequences[:, -logits.shape[1] :]
+    logprobs = torch.log_softmax(logits.double(), -1).gather(-1, tokens[..., None])[..., 0]
+    return [
+        _answer(question.item.id, row.tolist(), scores.tolist(), spec, tokenizer)
+        for question, row, scores in zip(batch, tokens, logprobs, strict=True)
+    ]
+
+
+def _answer(
+    item_id: str, tokens: list[int], logprobs: list[float], spec: ModelSpec, tokenizer: Any
+) -> Answer:
+    """Cut at the first end-of-sequence token, which stays in the token list and out of the text."""
+    ends = [position for position, token in enumerate(tokens) if token in spec.eos_token_ids]
+    length = ends[0] + 1 if ends else len(tokens)
+    words = tokens[: length - 1] if ends else tokens
+    return Answer(
+        item_id=item_id,
+        text=tokenizer.decode(words, skip_special_tokens=True).strip(),
+        token_ids=tuple(tokens[:length]),
+        token_logprobs=tuple(logprobs[:length]),
+        finished=bool(ends),
+    )
+
+
+def collate(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, Any]:
+    """Left-padded tensors for transformers' generate.
+
+    input_ids, attention_mask int64 [B, T]; pixel_values float32 [B, tiles, 3, S, S] and
+    pixel_attention_mask bool [B, tiles, S, S]. Absent tiles are all zero, which the model drops.
+    """
+    import torch
+
+    length = max(one.input_ids.shape[1] for one in batch)
+    ids = np.full((len(batch), length), spec.eos_token_ids[0], np.int64)
+    mask = np.zeros((len(batch), length), np.int64)
+    for row, one in enumerate(batch):
+        own = one.input_ids.shape[1]
+        ids[row, length - own :], mask[row, length - own :] = one.input_ids[0], 1
+    tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    counts = [0 if one.pixel_values is None else len(one.pixel_values) for one in batch]
+    if max(counts):
+        side = spec.image.tile_size
+        pixels = np.zeros((len(batch), max(counts), 3, side, side), np.float32)
+        seen = np.zeros((len(batch), max(counts), side, side), bool)
+        for row, one in enumerate(batch):
+            if one.pixel_values is not None:
+                pixels[row, : counts[row]], seen[row, : counts[row]] = one.pixel_values, True
+        tensors |= {"pixel_values": torch.from_numpy(pixels), "pixel_attention_mask": torch.from_numpy(seen)}
+    return tensors
+
+
+def _noise_floor(
+    model: Any,
+    items: Sequence[Item],
+    ask: Callable[[Sequence[Item]], Iterator[Question]],
+    batched: dict[str, Answer],
+    spec: ModelSpec,
+    tokenizer: Any,
+) -> dict[str, Any]:
+    """Share of answers that change when the same model answers one item at a time."""
+    alone = [_generate(model, [question], spec, tokenizer)[0] for question in ask(items)]
+    changed = [
+        one.item_id
+        for one in alone
+        if replace(one, token_logprobs=()) != replace(batched[one.item_id], token_logprobs=())
+    ]
+    return {"items": len(alone), "changed": len(changed), "item_ids": changed}

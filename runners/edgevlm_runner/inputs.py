@@ -1,0 +1,71 @@
+"""From an item to what the graphs take: the same pixels and tokens on host and device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from edgevlm_runner import prompt
+from edgevlm_runner.contract import Item, ModelSpec
+from edgevlm_runner.corrupt import corrupt
+from edgevlm_runner.errors import BundleError
+from edgevlm_runner.preprocess import load_image, tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """One question, ready for the model.
+
+    pixel_values  float32 [tiles, 3, S, S], None without a picture
+    input_ids     int64 [1, T], image tokens already expanded
+    """
+
+    pixel_values: Optional[np.ndarray]
+    input_ids: np.ndarray
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Raises BundleError when the file is not a tokenizer."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust binding raises nothing narrower
+        raise BundleError(f"{path}: not a tokenizer that `tokenizers` can read ({error}).") from error
+
+
+def from_picture(
+    picture: Optional[Image.Image], question: str, spec: ModelSpec, tokenizer: Tokenizer
+) -> Inputs:
+    """Preprocess one picture and question."""
+    if picture is None:
+        return Inputs(None, prompt.encode(tokenizer, prompt.build(question, None, spec.prompt)))
+    cut = tiles(picture, spec.image)
+    text = prompt.build(question, (cut.rows, cut.cols), spec.prompt)
+    return Inputs(cut.pixel_values, prompt.encode(tokenizer, text))
+
+
+def from_item(item: Item, root: Path, seed: int, spec: ModelSpec, tokenizer: Tokenizer) -> Inputs:
+    """Load the item's picture below `root`, corrupt it as its condition says, preprocess it."""
+    return from_picture(picture_of(item, root, seed), item.prompt, spec, tokenizer)
+
+
+def picture_of(item: Item, root: Path, seed: int) -> Optional[Image.Image]:
+    """The item's picture after corruption; None for a question without one."""
+    if not item.image:
+        return None
+    clean = _decode(root / item.image)
+    if item.corruption is None:
+        return clean
+    name, severity = item.corruption
+    return corrupt(clean, name, severity, seed=seed, image_id=item.image_id)
+
+
+@functools.lru_cache(maxsize=8)
+def _decode(path: Path) -> Image.Image:
+    """Questions about one picture follow each other, so a few decoded pictures are kept."""
+    return load_image(path)
