@@ -173,7 +173,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _storage_errors_of_libraries(path: Path) -> Iterator[None]:
-    """Like `storage_errors`, also for libraries (safetensors, torch) that wrap a full disk in their own type."""
+    """Like `storage_errors`, also for libraries (safetensors, torch) with an error type of their own."""
     full = os.strerror(errno.ENOSPC)
     try:
         with storage_errors(path):

@@ -49,7 +49,7 @@ def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) 
     if not shared:
         return
     shown = [
-        f"  {one.image or one.prompt!r} ({one.id}) is {judged[cluster].image or 'asked'} ({judged[cluster].id})"
+        f"  {one.image or repr(one.prompt)}: {one.id} for calibration, {judged[cluster].id} for evaluation"
         for cluster, one in list(shared.items())[:SHOWN]
     ]
     more = [f"  … and {len(shared) - SHOWN} more."] if len(shared) > SHOWN else []

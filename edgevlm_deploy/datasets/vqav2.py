@@ -51,9 +51,10 @@ def annotations_of(questions: Path) -> Path:
     subset = questions.name.replace("OpenEnded_", "").replace("MultipleChoice_", "")
     annotations = questions.with_name(subset.replace("questions", "annotations"))
     if annotations == questions or not annotations.is_file():
+        expected = annotations.name if annotations != questions else "…_annotations.json"
         raise DataError(
-            f"{questions}: its annotations are missing. VQAv2 has a questions file "
-            f"(…_questions.json) and, beside it, {annotations.name if annotations != questions else 'an annotations file'}."
+            f"{questions}: its annotations are missing. VQAv2 has a file …_questions.json and, beside it, "
+            f"{expected}."
         )
     return annotations
 

@@ -29,7 +29,7 @@ from edgevlm_deploy.recipe import Algorithm
 _ALGORITHMS: dict[Algorithm, dict[str, Any]] = {
     # INT8_DEFAULT_CFG
     Algorithm.RTN: {"method": "max"},
-    # INT8_SMOOTHQUANT_CFG, but with the paper's α; its own default of 1 moves all of the range into the weights.
+    # INT8_SMOOTHQUANT_CFG, but with the paper's α: its default of 1 moves all of the range into the weights.
     Algorithm.SMOOTHQUANT: {"method": "smoothquant", "alpha": 0.5},
     # INT4_AWQ_CFG
     Algorithm.AWQ: {"method": "awq_lite", "alpha_step": 0.1},
@@ -41,7 +41,7 @@ class _Calibrated:
     """What ModelOpt found for one linear layer.
 
     channel_scale  [K] or None   the input is multiplied by it, the weight's columns are divided by it
-    input_absmax   [K] or [] or None   largest |x| before that multiplication
+    input_absmax   [K] or None   largest |x| before that multiplication; None when the input stays float
     """
 
     channel_scale: Any
@@ -117,19 +117,19 @@ def _rules(name: str, wanted: ModuleRequest, module: Any) -> list[dict[str, Any]
         weight["block_sizes"] = {-1: wanted.format.block(module.weight.shape[1]), "type": "static"}
     rules = [{"quantizer_name": f"{name}.weight_quantizer", "cfg": weight}]
     if wanted.format.static_activation:
-        rules.append({"quantizer_name": f"{name}.input_quantizer", "cfg": {"num_bits": 8, "axis": None}})
+        # SmoothQuant watches ranges per channel by itself. Elsewhere they are asked for: a folded scale
+        # then gives the exact range of the tensor, not a bound on it.
+        axis = None if wanted.algorithm is Algorithm.SMOOTHQUANT else -1
+        rules.append({"quantizer_name": f"{name}.input_quantizer", "cfg": {"num_bits": 8, "axis": axis}})
     return rules
 
 
 def _read(name: str, wanted: ModuleRequest, module: Any) -> _Calibrated:
     """Raises QuantizationError when ModelOpt left the module as it was, or at other bits."""
-    weight, inputs = getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None)
-    if (
-        weight is None
-        or not weight.is_enabled
-        or weight.num_bits != wanted.format.bits
-        or weight.amax is None
-    ):
+    if not hasattr(module, "weight_quantizer") or not hasattr(module, "input_quantizer"):
+        raise QuantizationError(f"{name}: ModelOpt left it as it was.")
+    weight, inputs = module.weight_quantizer, module.input_quantizer
+    if not weight.is_enabled or weight.num_bits != wanted.format.bits or weight.amax is None:
         raise QuantizationError(f"{name}: ModelOpt did not quantise it to {wanted.format.bits} bits.")
     block = wanted.format.block(module.weight.shape[1])
     scales = module.weight.shape[0] * -(-module.weight.shape[1] // block)
@@ -144,6 +144,8 @@ def _read(name: str, wanted: ModuleRequest, module: Any) -> _Calibrated:
         if not inputs.is_enabled or inputs.num_bits != 8 or absmax is None:
             raise QuantizationError(f"{name}: ModelOpt did not calibrate its input; is it ever reached?")
         absmax = absmax.detach().float().flatten()
+        if absmax.numel() != module.weight.shape[1]:
+            raise QuantizationError(f"{name}: expected a range per channel, got {absmax.numel()} of them.")
     if channel_scale is not None:
         channel_scale = channel_scale.detach().float().flatten()
     return _Calibrated(channel_scale, absmax)
@@ -166,7 +168,8 @@ def _library() -> Iterator[Any]:
             import modelopt.torch.quantization as mtq
         except ImportError as error:
             raise MissingExtraError(
-                f"`quantizer: tensorrt` needs NVIDIA Model Optimizer ({error}): pip install 'edgevlm[tensorrt]'"
+                f"`quantizer: tensorrt` needs NVIDIA Model Optimizer ({error}): "
+                "pip install 'edgevlm[tensorrt]'"
             ) from error
         try:
             yield mtq

@@ -97,6 +97,11 @@ def make_batch(seed: int, text_tokens: int = 8, pictures: int = 1) -> dict[str, 
 
 
 @pytest.fixture(scope="session")
+def batch_of() -> Callable[..., dict[str, Any]]:
+    return make_batch
+
+
+@pytest.fixture(scope="session")
 def batches() -> list[dict[str, Any]]:
     return [make_batch(seed, text_tokens=6 + seed % 4) for seed in range(12)]
 

@@ -1,0 +1,223 @@
+"""The command line. Parses, calls `pipeline`, prints; nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgevlm_deploy.errors import (
+    EXIT_GATES_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_INTERRUPTED,
+    EXIT_PASSED,
+    EdgeVlmError,
+)
+
+EPILOG = (
+    "Exit codes: 0 passed · 3 a gate failed · 4 inconclusive, more items needed · 2 wrong command line · "
+    "10 recipe or target file · 11 not found · 12 plan · 13 checkpoint · 14 data · 15 missing extra · "
+    "16 quantiser · 17 export · 20 bundle · 21 image · 22 prompt · 23 runtime missing · 24 execution · "
+    "25 storage · 130 interrupted · 1 a defect in edgevlm."
+)
+
+app = typer.Typer(
+    name="edgevlm",
+    help="Compile vision-language models for edge devices, and refuse to ship one that broke on the way.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+AllowFailing = Annotated[
+    bool, typer.Option("--allow-failing", help='Seal it anyway, marked "not deployable". The exit code stays.')
+]
+BundlePath = Annotated[Path, typer.Argument(help="A NAME.edgevlm file or its unpacked folder.")]
+
+
+class Described(str, Enum):
+    """What `schema` describes."""
+
+    RECIPE = "recipe"
+    TARGET = "target"
+
+
+@app.command("compile", epilog="Example: edgevlm compile demo --target host-cpu --recipe default")
+def compile_(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or `demo`.")],
+    target: Annotated[str, typer.Option(help="Name of a target, or a YAML file.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a YAML file.")] = "default",
+    data: Annotated[Path | None, typer.Option(help="Evaluation items: JSONL, VQAv2, POPE or folder.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Calibration samples; without it they are split off --data.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures that --data names.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision (branch, tag or commit).")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take hub models from the local cache only.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the bundle, its evidence and finished stages.")] = Path(
+        "build"
+    ),
+    evidence: Annotated[
+        bool, typer.Option("--evidence/--no-evidence", help="Run and judge the bundle on this machine.")
+    ] = True,
+    allow_failing: AllowFailing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantise, export and pack MODEL for a target; then run, judge and seal it."""
+    from edgevlm_deploy import pipeline
+    from edgevlm_deploy.progress import Progress
+
+    order = pipeline.Order(
+        model=model,
+        target=target,
+        recipe=recipe,
+        data=data,
+        calibration=calibration,
+        images=images,
+        revision=revision,
+        offline=offline,
+        out=out,
+    )
+    with Progress(quiet=as_json) as progress:
+        bundle = pipeline.compile(order, progress)
+        if not evidence:
+            _print({"bundle": str(bundle)}, as_json, f"{bundle} (no evidence yet: edgevlm validate {bundle})")
+            return
+        validation = pipeline.validate(bundle, allow_failing, progress)
+    _finish(validation, as_json)
+
+
+@app.command(epilog="Example: edgevlm validate build/demo-host-cpu.edgevlm")
+def validate(
+    bundle: BundlePath,
+    allow_failing: AllowFailing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run BUNDLE on this device, judge it against its gates and seal it if all pass."""
+    from edgevlm_deploy import pipeline
+    from edgevlm_deploy.progress import Progress
+
+    with Progress(quiet=as_json) as progress:
+        validation = pipeline.validate(bundle, allow_failing, progress)
+    _finish(validation, as_json)
+
+
+@app.command(
+    epilog='Example: edgevlm run build/demo-host-cpu.edgevlm --image scene.png --prompt "What color is the cube?"'
+)
+def run(
+    bundle: BundlePath,
+    prompt: Annotated[str, typer.Option(help="The question.")],
+    image: Annotated[Path | None, typer.Option(help="The picture; leave it out for a question alone.")] = None,
+    unsealed: Annotated[bool, typer.Option("--unsealed", help="Run a bundle that has not passed its gates.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a sealed bundle one question and stream its answer."""
+    from edgevlm_deploy import ask
+
+    if as_json:
+        typer.echo(json.dumps(ask.answer(bundle, prompt, image, unsealed, on_text=lambda _: None)))
+        return
+    reply = ask.answer(bundle, prompt, image, unsealed, on_text=lambda text: typer.echo(text, nl=False))
+    typer.echo()
+    typer.echo(
+        f"first token {reply['time_to_first_token_ms']:.0f} ms · {reply['tokens']} tokens · "
+        f"confidence {reply['confidence']:.2f}",
+        err=True,
+    )
+
+
+@app.command(epilog="Example: edgevlm targets")
+def targets(as_json: AsJson = False) -> None:
+    """List the device tiers that edgevlm knows."""
+    from edgevlm_deploy import resources
+    from edgevlm_deploy.plan import missing_backend
+
+    found = [resources.target(name) for name in resources.names("targets")]
+    rows = [
+        (one.name, one.backend.value, "" if missing_backend(one) is None else "not yet", one.description)
+        for one in found
+    ]
+    _print([one.model_dump(mode="json") for one in found], as_json, _table(("target", "backend", "", ""), rows))
+
+
+@app.command(epilog="Example: edgevlm recipes")
+def recipes(as_json: AsJson = False) -> None:
+    """List the recipes that ship with edgevlm."""
+    from edgevlm_deploy import resources
+
+    found = [resources.recipe(name) for name in resources.names("recipes")]
+    rows = [(one.name, f"{len(one.gates)} gates", one.description) for one in found]
+    _print([one.model_dump(mode="json") for one in found], as_json, _table(("recipe", "", ""), rows))
+
+
+@app.command(epilog="Example: edgevlm schema recipe > recipe.schema.json")
+def schema(of: Annotated[Described, typer.Argument(help="What to describe.")]) -> None:
+    """Print the JSON Schema of a recipe or target file."""
+    from edgevlm_deploy.recipe import Recipe
+    from edgevlm_deploy.target import Target
+
+    described = Recipe if of is Described.RECIPE else Target
+    typer.echo(json.dumps(described.model_json_schema(), indent=2))
+
+
+@app.command(epilog="Example: edgevlm inspect build/demo-host-cpu.edgevlm")
+def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
+    """Say what is in BUNDLE: source, precision, sizes, checks and seal."""
+    from edgevlm_deploy import bundle as bundles
+    from edgevlm_deploy.report import terminal
+
+    opened = bundles.open_bundle(bundle)
+    summary = terminal.summary(opened)
+    _print(summary, as_json, terminal.summary_text(summary))
+
+
+@app.command(epilog="Example: edgevlm report build/demo-host-cpu.edgevlm --html report.html")
+def report(
+    bundle: BundlePath,
+    html: Annotated[Path | None, typer.Option(help="Where to write the page; beside the bundle by default.")] = None,
+) -> None:
+    """Write the HTML report of a validated BUNDLE."""
+    from edgevlm_deploy import pipeline
+
+    typer.echo(pipeline.write_report(bundle, html))
+
+
+def _finish(validation: Any, as_json: bool) -> None:
+    from edgevlm_deploy.report import terminal
+
+    _print(validation.to_json(), as_json, terminal.verdict_table(validation))
+    codes = {"passed": EXIT_PASSED, "failed": EXIT_GATES_FAILED, "inconclusive": EXIT_INCONCLUSIVE}
+    raise typer.Exit(codes[validation.outcome])
+
+
+def _print(data: Any, as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False) if as_json else text)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def main() -> None:
+    """Entry point: errors become one message on standard error and the exit code of their cause."""
+    try:
+        app()
+    except EdgeVlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; finished stages are kept, run the same command to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

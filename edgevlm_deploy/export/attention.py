@@ -1,0 +1,105 @@
+"""Attention as ONNX Runtime's own fused operators, emitted while torch traces transformers' modules.
+
+transformers dispatches attention by a name in the config. Two names are added here, whose functions emit
+`com.microsoft` nodes instead of computing: they are for tracing only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+MULTI_HEAD_ATTENTION = "edgevlm_multi_head_attention"
+GROUP_QUERY_ATTENTION = "edgevlm_group_query_attention"
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """What GroupQueryAttention needs besides q, k, v, and where it leaves the updated cache.
+
+    past           layer → (key, value), each [B, kv heads, past, head dim]
+    last_position  int32 [B], number of attended tokens minus one (the operator's `seqlens_k`)
+    total          int32 scalar, tokens after this step
+    present        layer → (key, value), filled while the layers run
+    """
+
+    past: tuple[tuple[Any, Any], ...]
+    last_position: Any
+    total: Any
+    total_length: Any
+    present: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+
+def _multi_head_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **_: Any
+) -> tuple[Any, None]:
+    """q, k, v [B, heads, T, head dim] → [B, T, heads, head dim]; bidirectional, nothing masked."""
+    import torch
+
+    if attention_mask is not None:
+        raise ValueError("full tiles have no attention mask")
+    batch, heads, tokens, size = query.shape
+    q, k, v = (x.transpose(1, 2).reshape(batch, tokens, heads * size) for x in (query, key, value))
+    out = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (q, k, v),
+        attrs={"num_heads": heads, "scale": float(scaling)},
+        dtype=q.dtype,
+        shape=(batch, tokens, heads * size),
+        version=1,
+    )
+    return out.reshape(batch, tokens, heads, size), None
+
+
+def _group_query_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float,
+    key_values: KeyValues,
+    **_: Any,
+) -> tuple[Any, None]:
+    """q [B, heads, T, head dim], k and v [B, kv heads, T, head dim] → [B, T, heads, head dim]; causal.
+
+    Past and present are the operator's own inputs and outputs, without a Concat between them: a runtime
+    may bind both to one buffer of fixed length, which is then written in place.
+    """
+    import torch
+
+    batch, heads, tokens, size = query.shape
+    kv_heads = key.shape[1]
+    q = query.transpose(1, 2).reshape(batch, tokens, heads * size)
+    k, v = (x.transpose(1, 2).reshape(batch, tokens, kv_heads * size) for x in (key, value))
+    past_key, past_value = key_values.past[module.layer_idx]
+    cache_shape = (batch, kv_heads, key_values.total_length, size)
+    out, *present = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (q, k, v, past_key, past_value, key_values.last_position, key_values.total),
+        attrs={"num_heads": heads, "kv_num_heads": kv_heads, "scale": float(scaling)},
+        dtypes=(q.dtype, q.dtype, q.dtype),
+        shapes=((batch, tokens, heads * size), cache_shape, cache_shape),
+        version=1,
+    )
+    key_values.present[module.layer_idx] = (present[0], present[1])
+    return out.reshape(batch, tokens, heads, size), None
+
+
+@contextmanager
+def attention(config: Any, name: str) -> Iterator[None]:
+    """Trace with one of the two operators; the config's own choice is restored afterwards."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(MULTI_HEAD_ATTENTION, _multi_head_attention)
+    AttentionInterface.register(GROUP_QUERY_ATTENTION, _group_query_attention)
+    for added in (MULTI_HEAD_ATTENTION, GROUP_QUERY_ATTENTION):
+        AttentionMaskInterface.register(added, lambda *args, **kwargs: None)
+    own = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = own

@@ -1,0 +1,104 @@
+"""A VLM of the Idefics3 / SmolVLM family as three torch modules with fixed signatures.
+
+Each keeps the whole model as its only child, so that a node's scope in the exported graph is the module
+name in the source model behind one known prefix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgevlm_deploy.export.attention import KeyValues
+
+PREFIX = "source."
+
+
+class VisionEncoder(torch.nn.Module):  # type: ignore[misc]
+    """pixel_values float32 [tiles, 3, S, S] → image_features float32 [tiles, tokens per tile, D].
+
+    Tiles are always full, so the patch mask is all true and the position ids are constants.
+    """
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+        self.register_buffer("position_ids", _position_ids(source.model.vision_model), persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        vision = self.source.model.vision_model
+        patches = vision.embeddings.patch_embedding(pixel_values)  # [tiles, D, S / patch, S / patch]
+        hidden = patches.flatten(2).transpose(1, 2)  # [tiles, patches, D]
+        hidden = hidden + vision.embeddings.position_embedding(self.position_ids)
+        hidden = vision.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
+        return self.source.model.connector(vision.post_layernorm(hidden))
+
+
+class Embedding(torch.nn.Module):  # type: ignore[misc]
+    """input_ids int64 [B, T] → inputs_embeds float32 [B, T, D]."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.source.model.text_model.embed_tokens(input_ids)
+
+
+class Decoder(torch.nn.Module):  # type: ignore[misc]
+    """inputs_embeds [B, T, D], attention_mask [B, total], position_ids [B, T], key and value per layer
+    → logits [B, V] of the last token, updated key and value per layer.
+
+    Rows are padded on the right: the mask counts tokens, it does not say where they are.
+    """
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        *past: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        total = attention_mask.shape[1]
+        key_values = KeyValues(
+            past=tuple(zip(past[0::2], past[1::2], strict=True)),
+            last_position=(attention_mask.sum(1) - 1).to(torch.int32),
+            total=torch.scalar_tensor(total, dtype=torch.int32),
+            total_length=total,
+        )
+        hidden = self.source.model.text_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            use_cache=False,
+            key_values=key_values,
+        ).last_hidden_state
+        # The head sees one token: a prompt does not pay for logits that nobody reads.
+        logits = self.source.lm_head(hidden[:, -1:])[:, 0]
+        present = [key_values.present[layer] for layer in range(len(key_values.past))]
+        return (logits, *(tensor for pair in present for tensor in pair))
+
+
+def _position_ids(vision_model: Any) -> torch.Tensor:
+    """int64 [1, patches]: what the source computes for a full tile, seen at its position embedding.
+
+    It divides and compares floats to get them, so they are observed instead of derived.
+    """
+    embeddings = vision_model.embeddings
+    seen: list[torch.Tensor] = []
+    hook = embeddings.position_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    side = embeddings.num_patches_per_side
+    weight = embeddings.patch_embedding.weight
+    try:
+        with torch.no_grad():
+            embeddings(
+                pixel_values=torch.zeros(1, 3, embeddings.image_size, embeddings.image_size, dtype=weight.dtype),
+                patch_attention_mask=torch.ones(1, side, side, dtype=torch.bool),
+            )
+    finally:
+        hook.remove()
+    return seen[0].reshape(1, -1)
