@@ -37,6 +37,7 @@ __all__ = [
     "canonical_json",
     "digest",
     "file_digest",
+    "pretty_json",
     "require_free",
     "stage",
     "tree_digest",
@@ -54,6 +55,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(
         _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
+
+
+def pretty_json(value: Any) -> str:
+    """For people and diffs: indented, keys sorted, newline at the end; the same types as `canonical_json`."""
+    return json.dumps(_plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def digest(value: Any) -> str:

@@ -10,13 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgevlm_deploy.errors import (
-    EXIT_GATES_FAILED,
-    EXIT_INCONCLUSIVE,
-    EXIT_INTERRUPTED,
-    EXIT_PASSED,
-    EdgeVlmError,
-)
+from edgevlm_deploy.errors import EXIT_INTERRUPTED, EdgeVlmError
 
 EPILOG = (
     "Exit codes: 0 passed · 3 a gate failed · 4 inconclusive, more items needed · 2 wrong command line · "
@@ -36,7 +30,8 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 AllowFailing = Annotated[
-    bool, typer.Option("--allow-failing", help='Seal it anyway, marked "not deployable". The exit code stays.')
+    bool,
+    typer.Option("--allow-failing", help='Seal it anyway, marked "not deployable". The exit code stays.'),
 ]
 BundlePath = Annotated[Path, typer.Argument(help="A NAME.edgevlm file or its unpacked folder.")]
 
@@ -59,10 +54,12 @@ def compile_(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures that --data names.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision (branch, tag or commit).")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Take hub models from the local cache only.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the bundle, its evidence and finished stages.")] = Path(
-        "build"
-    ),
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Take hub models from the local cache only.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the bundle, its evidence and finished stages.")
+    ] = Path("build"),
     evidence: Annotated[
         bool, typer.Option("--evidence/--no-evidence", help="Run and judge the bundle on this machine.")
     ] = True,
@@ -70,7 +67,7 @@ def compile_(
     as_json: AsJson = False,
 ) -> None:
     """Quantise, export and pack MODEL for a target; then run, judge and seal it."""
-    from edgevlm_deploy import pipeline
+    from edgevlm_deploy import pipeline, validation
     from edgevlm_deploy.progress import Progress
 
     order = pipeline.Order(
@@ -86,11 +83,11 @@ def compile_(
     )
     with Progress(quiet=as_json) as progress:
         bundle = pipeline.compile(order, progress)
-        if not evidence:
-            _print({"bundle": str(bundle)}, as_json, f"{bundle} (no evidence yet: edgevlm validate {bundle})")
-            return
-        validation = pipeline.validate(bundle, allow_failing, progress)
-    _finish(validation, as_json)
+        done = validation.validate(bundle, allow_failing, progress) if evidence else None
+    if done is None:
+        _print({"bundle": str(bundle)}, as_json, f"{bundle} (no evidence yet: edgevlm validate {bundle})")
+    else:
+        _finish(done, as_json)
 
 
 @app.command(epilog="Example: edgevlm validate build/demo-host-cpu.edgevlm")
@@ -100,12 +97,12 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Run BUNDLE on this device, judge it against its gates and seal it if all pass."""
-    from edgevlm_deploy import pipeline
+    from edgevlm_deploy import validation
     from edgevlm_deploy.progress import Progress
 
     with Progress(quiet=as_json) as progress:
-        validation = pipeline.validate(bundle, allow_failing, progress)
-    _finish(validation, as_json)
+        done = validation.validate(bundle, allow_failing, progress)
+    _finish(done, as_json)
 
 
 @app.command(
@@ -114,8 +111,12 @@ def validate(
 def run(
     bundle: BundlePath,
     prompt: Annotated[str, typer.Option(help="The question.")],
-    image: Annotated[Path | None, typer.Option(help="The picture; leave it out for a question alone.")] = None,
-    unsealed: Annotated[bool, typer.Option("--unsealed", help="Run a bundle that has not passed its gates.")] = False,
+    image: Annotated[
+        Path | None, typer.Option(help="The picture; leave it out for a question alone.")
+    ] = None,
+    unsealed: Annotated[
+        bool, typer.Option("--unsealed", help="Run a bundle that has not passed its gates.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask a sealed bundle one question and stream its answer."""
@@ -144,7 +145,9 @@ def targets(as_json: AsJson = False) -> None:
         (one.name, one.backend.value, "" if missing_backend(one) is None else "not yet", one.description)
         for one in found
     ]
-    _print([one.model_dump(mode="json") for one in found], as_json, _table(("target", "backend", "", ""), rows))
+    _print(
+        [one.model_dump(mode="json") for one in found], as_json, _table(("target", "backend", "", ""), rows)
+    )
 
 
 @app.command(epilog="Example: edgevlm recipes")
@@ -181,20 +184,21 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
 @app.command(epilog="Example: edgevlm report build/demo-host-cpu.edgevlm --html report.html")
 def report(
     bundle: BundlePath,
-    html: Annotated[Path | None, typer.Option(help="Where to write the page; beside the bundle by default.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Where to write the page; beside the bundle by default.")
+    ] = None,
 ) -> None:
     """Write the HTML report of a validated BUNDLE."""
-    from edgevlm_deploy import pipeline
+    from edgevlm_deploy import validation
 
-    typer.echo(pipeline.write_report(bundle, html))
+    typer.echo(validation.report_of(bundle, html))
 
 
 def _finish(validation: Any, as_json: bool) -> None:
     from edgevlm_deploy.report import terminal
 
     _print(validation.to_json(), as_json, terminal.verdict_table(validation))
-    codes = {"passed": EXIT_PASSED, "failed": EXIT_GATES_FAILED, "inconclusive": EXIT_INCONCLUSIVE}
-    raise typer.Exit(codes[validation.outcome])
+    raise typer.Exit(validation.verdict.exit_code)
 
 
 def _print(data: Any, as_json: bool, text: str) -> None:
@@ -203,7 +207,9 @@ def _print(data: Any, as_json: bool, text: str) -> None:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 

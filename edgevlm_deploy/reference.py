@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ def answer(
     directory: Path,
     progress: Callable[[int], None],
 ) -> None:
-    """Write `answers.jsonl` (one Answer per item, in item order) and `noise.json` into `directory`.
+    """Write `answers.jsonl` (one Answer per item, in item order) and `again.jsonl` into `directory`.
+
+    The second holds the first clean items once more, asked one at a time: how far that differs is the
+    noise floor of every flip rate.
 
     `model` is the transformers model on the device where it is to run; `root` is where the items'
     pictures are. `progress` is called with the number of newly answered items.
@@ -59,10 +62,9 @@ def answer(
                 done[one.item_id] = one
             out.flush()
             progress(len(batch))
-    noise = _noise_floor(
-        model, [i for i in items if i.condition == CLEAN][:NOISE_FLOOR_ITEMS], ask, done, spec, tokenizer
-    )
-    (directory / "noise.json").write_text(json.dumps(noise, indent=1) + "\n")
+    clean = [item for item in items if item.condition == CLEAN][:NOISE_FLOOR_ITEMS]
+    alone = (one for question in ask(clean) for one in _generate(model, [question], spec, tokenizer))
+    write_jsonl(directory / "again.jsonl", alone)
     write_jsonl(directory / "answers.jsonl", (done[item.id] for item in items))
     partial.unlink()
 
@@ -161,21 +163,3 @@ def collate(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, Any]:
                 pixels[row, : counts[row]], seen[row, : counts[row]] = one.pixel_values, True
         tensors |= {"pixel_values": torch.from_numpy(pixels), "pixel_attention_mask": torch.from_numpy(seen)}
     return tensors
-
-
-def _noise_floor(
-    model: Any,
-    items: Sequence[Item],
-    ask: Callable[[Sequence[Item]], Iterator[Question]],
-    batched: dict[str, Answer],
-    spec: ModelSpec,
-    tokenizer: Any,
-) -> dict[str, Any]:
-    """Share of answers that change when the same model answers one item at a time."""
-    alone = [_generate(model, [question], spec, tokenizer)[0] for question in ask(items)]
-    changed = [
-        one.item_id
-        for one in alone
-        if replace(one, token_logprobs=()) != replace(batched[one.item_id], token_logprobs=())
-    ]
-    return {"items": len(alone), "changed": len(changed), "item_ids": changed}

@@ -110,7 +110,7 @@ def test_a_failed_stage_leaves_no_result_and_starts_afresh(tmp_path: Path) -> No
     seen: list[list[str]] = []
 
     def work(folder: Path) -> None:
-        seen.append(os.listdir(folder))
+        seen.append([p.name for p in folder.iterdir()])
 
     with pytest.raises(RuntimeError, match="boom"):
         stage(tmp_path, "s", {}, fail)

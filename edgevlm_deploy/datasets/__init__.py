@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_deploy.datasets import folder, jsonl, pope, vqav2
+from edgevlm_deploy.datasets.disjoint import check_disjoint, split
 from edgevlm_deploy.datasets.sample import Problems, Row, Sample, complete
-from edgevlm_deploy.datasets.split import check_disjoint, split
 from edgevlm_deploy.errors import DataError, NotFoundError
 
 __all__ = ["Sample", "check_disjoint", "load", "split"]

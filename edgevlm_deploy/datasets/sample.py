@@ -58,7 +58,7 @@ class Problems:
         """Raises DataError with the first problems and their number, if there are any."""
         if not self.found:
             return
-        lines = [f"{self.source}: {len(self.found)} rows cannot be used."]
+        lines = [f"{self.source}: {len(self.found)} row(s) cannot be used."]
         lines += [f"  {problem}" for problem in self.found[:SHOWN]]
         if len(self.found) > SHOWN:
             lines.append(f"  … and {len(self.found) - SHOWN} more.")

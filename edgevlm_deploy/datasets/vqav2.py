@@ -25,9 +25,8 @@ def read(questions: Path, images: Path | None, problems: Problems) -> list[Row]:
     subtype = asked.get("data_subtype")
     if not isinstance(subtype, str) or not re.fullmatch(r"[A-Za-z0-9-]+", subtype):
         raise DataError(f'{questions}: data_subtype: expected a name like "val2014", got {subtype!r}.')
-    root = images or next(
-        (folder for folder in (questions.parent / subtype,) if folder.is_dir()), questions.parent
-    )
+    beside = questions.parent / subtype
+    root = images or (beside if beside.is_dir() else questions.parent)
     by_id = {one.get("question_id"): one for one in _objects(said, "annotations", annotations)}
     rows = []
     for number, question in enumerate(_objects(asked, "questions", questions)):
@@ -66,12 +65,13 @@ def _sample(
     if not isinstance(prompt, str) or not isinstance(kind, str):
         problems.add(where, "question and answer_type must be text.")
         return None
+    if not isinstance(answers, list):
+        problems.add(where, f"answers must be a list, got {answers!r}.")
+        return None
     if annotation.get("image_id") != question["image_id"]:
         problems.add(where, f"its annotation is about image {annotation.get('image_id')!r}.")
         return None
-    said = (
-        [one.get("answer") for one in answers if isinstance(one, dict)] if isinstance(answers, list) else []
-    )
+    said = [one.get("answer") for one in answers if isinstance(one, dict)]
     texts = tuple(one for one in said if isinstance(one, str))
     if len(texts) != ANSWERS:
         problems.add(where, f"expected {ANSWERS} answers with text, got {len(texts)}.")

@@ -92,11 +92,11 @@ def _position_ids(vision_model: Any) -> torch.Tensor:
     seen: list[torch.Tensor] = []
     hook = embeddings.position_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     side = embeddings.num_patches_per_side
-    weight = embeddings.patch_embedding.weight
+    tile = (1, 3, embeddings.image_size, embeddings.image_size)
     try:
         with torch.no_grad():
             embeddings(
-                pixel_values=torch.zeros(1, 3, embeddings.image_size, embeddings.image_size, dtype=weight.dtype),
+                pixel_values=torch.zeros(tile, dtype=embeddings.patch_embedding.weight.dtype),
                 patch_attention_mask=torch.ones(1, side, side, dtype=torch.bool),
             )
     finally:

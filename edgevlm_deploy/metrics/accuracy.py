@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from edgevlm_deploy.metrics.normalize import normalize, yes_or_no
 
 RIGHT_FROM = 0.5
-"""An answer counts as right, for flips, from this accuracy on. Three of ten annotators are enough
-for a VQA accuracy of 0.9 to 1, one gives 0.3: half lies between "one" and "two or more"."""
+"""An answer counts as right, for flips, from this accuracy on: with ten references that takes two
+annotators (0.6), since one gives 0.3."""
 
 VQA_REFERENCES = 10
 

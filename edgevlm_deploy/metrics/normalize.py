@@ -23,10 +23,10 @@ something'll that's there'd there'd've there're there's they'd they'd've they'll
 wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've
 who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've
 you'd you'd've you'll you're you've
-""".split()
+"""
 _CONTRACTIONS = {
     word[:place] + word[place + 1 :]: word
-    for word in _CONTRACTED
+    for word in _CONTRACTED.split()
     for place, letter in enumerate(word)
     if letter == "'"
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgevlm_runner.contract import Item
+
 from edgevlm_deploy.recipe import Evaluation
 from edgevlm_deploy.suites.clean import select
 from edgevlm_deploy.suites.corruption import corrupted
-from edgevlm_runner.contract import Item
 
 __all__ = ["build", "corrupted", "select"]
 

@@ -6,8 +6,9 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from edgevlm_deploy.errors import DataError
 from edgevlm_runner.contract import CLEAN, Item
+
+from edgevlm_deploy.errors import DataError
 
 
 def select(items: Sequence[Item], count: int, *, seed: int) -> tuple[Item, ...]:
@@ -51,8 +52,8 @@ def _check(items: Sequence[Item]) -> None:
     for item in items:
         if item.condition != CLEAN or item.base_id != item.id:
             raise DataError(
-                f"item {item.id!r}: expected a clean item (condition {CLEAN!r}, base_id equal to id), got "
-                f"condition {item.condition!r} and base_id {item.base_id!r}; corrupted variants are made here."
+                f"item {item.id!r}: expected a clean item (condition {CLEAN!r}, base_id equal to id), "
+                f"got condition {item.condition!r} and base_id {item.base_id!r}; variants are made here."
             )
         if not item.answers:
             raise DataError(f"item {item.id!r} has no accepted answer; give at least one.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from edgevlm_runner.contract import Item
+
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.suites.clean import spread_over_images
-from edgevlm_runner.contract import Item
 
 
 def corrupted(

@@ -174,7 +174,8 @@ def _plasma(side: int, decay: float, rng: np.random.Generator) -> Floats:
         height[half::step, ::step] = displaced(left_right + (corners + np.roll(corners, -1, axis=0)))
         step, wobble = half, wobble / decay
     height -= height.min()
-    return height / height.max()
+    height /= height.max()
+    return height
 
 
 def _defocus_blur(image: Image.Image, level: int, scale: float, rng: np.random.Generator) -> Image.Image:
@@ -230,7 +231,7 @@ def _motion_blur(image: Image.Image, level: int, scale: float, rng: np.random.Ge
     """A half-Gaussian trail along an angle in ±45°, border pixels repeated (ImageMagick's definition)."""
     published_radius, published_sigma = MOTION_RADIUS_AND_SIGMA[level]
     angle = math.radians(float(rng.random()) * 90.0 - 45.0)
-    length = 2 * int(round(published_radius * scale)) + 1
+    length = 2 * round(published_radius * scale) + 1
     weights = _gaussian_weights(range(length), published_sigma * scale, total=1 << 16)
     trail = [(_step(i * math.sin(angle)), _step(i * math.cos(angle))) for i in range(length)]
 
@@ -255,7 +256,7 @@ def _step(distance: float) -> int:
 def _gaussian_weights(positions: range, sigma: float, total: int) -> List[int]:
     """Gaussian weights at whole positions as integers that sum to `total`."""
     weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in positions]
-    rounded = [int(round(total * w / math.fsum(weights))) for w in weights]
+    rounded = [round(total * w / math.fsum(weights)) for w in weights]
     # What rounding left over goes to the centre, where it is least visible.
     rounded[list(positions).index(0)] += total - sum(rounded)
     return rounded
@@ -266,7 +267,8 @@ def _jpeg_compression(image: Image.Image, level: int, scale: float, rng: np.rand
     image.save(buffer, "JPEG", quality=JPEG_QUALITY[level], subsampling="4:2:0", optimize=False)
     buffer.seek(0)
     with Image.open(buffer) as decoded:
-        return decoded.convert("RGB")
+        restored: Image.Image = decoded.convert("RGB")
+        return restored
 
 
 def _pixelate(image: Image.Image, level: int, scale: float, rng: np.random.Generator) -> Image.Image:

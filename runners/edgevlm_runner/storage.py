@@ -47,7 +47,7 @@ def stream_digest(source: BinaryIO, copy_to: Optional[BinaryIO] = None) -> str:
 
 def free_bytes(path: Path) -> int:
     """Free space of the file system that `path` is on or would be created on."""
-    existing = Path(os.path.abspath(str(path)))
+    existing = Path(path).resolve()
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(str(existing)).free

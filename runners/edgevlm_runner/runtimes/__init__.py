@@ -1,0 +1,61 @@
+"""What executes the graphs: one Protocol, one module per runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Protocol
+
+import numpy as np
+
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.errors import BundleError
+
+
+class Runtime(Protocol):
+    """A loaded model that answers one question at a time. A context manager: leaving it frees the graphs."""
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D]."""
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """int64 [1, T] → float32 [1, T, D]."""
+
+    def start(self, max_context: int) -> None:
+        """Allocate an empty KV cache of `max_context` tokens."""
+
+    def reset(self) -> None:
+        """Forget all tokens; the memory is kept."""
+
+    def step(self, embeds: np.ndarray) -> np.ndarray:
+        """Append float32 [1, T, D] to the context → logits float32 [V] of its last token.
+
+        Prefill (T > 1) and decoding (T = 1) are the same call.
+        """
+
+    def versions(self) -> Dict[str, str]:
+        """Names and versions of the software that computes, for the evidence."""
+
+    def close(self) -> None:
+        """Free the graphs and the cache."""
+
+    def __enter__(self) -> Runtime: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+def load(root: Path, spec: ModelSpec, threads: int) -> Runtime:
+    """The runtime that `spec.runtime` names, with the graphs below `root` loaded and a cache allocated.
+
+    Raises BundleError for a runtime that this version does not know, RuntimeUnavailable when its package
+    is missing, ExecutionError when it refuses a graph.
+    """
+    if spec.runtime != "onnxruntime":
+        raise BundleError(
+            f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime'. "
+            "Use the runner of the edgevlm that compiled it."
+        )
+    from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
+
+    runtime = OnnxRuntime(root, spec, threads)
+    runtime.start(spec.max_context)
+    return runtime

@@ -1,0 +1,41 @@
+# Two commands set everything up on a fresh machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint bench schemas clean
+
+demo: $(INSTALLED)
+	$(BIN)/edgevlm compile demo --target host-cpu
+	$(BIN)/edgevlm validate build/demo-host-cpu.edgevlm
+	$(BIN)/edgevlm run build/demo-host-cpu.edgevlm --image docs/scene.png --prompt "What color is the cube?"
+
+test: $(INSTALLED)
+	$(MAKE) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+# JSON Schemas for editors; a test checks that they are up to date.
+schemas: $(INSTALLED)
+	$(BIN)/edgevlm schema recipe > docs/recipe.schema.json
+	$(BIN)/edgevlm schema target > docs/target.schema.json
+
+# torch first and by exact version, so that no other package pulls a different build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,dev]'
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV)

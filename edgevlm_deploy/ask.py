@@ -1,0 +1,37 @@
+"""Ask a bundle one question, as `edgevlm run` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner.bundle import open_bundle
+from edgevlm_runner.respond import Respondent
+
+from edgevlm_deploy.errors import BundleError
+
+
+def answer(
+    path: Path, question: str, image: Path | None, unsealed: bool, on_text: Callable[[str], None]
+) -> dict[str, Any]:
+    """Stream the answer to `on_text` and return it with its confidence and latency.
+
+    Raises BundleError when the bundle has not passed its gates, unless `unsealed` is given.
+    """
+    bundle = open_bundle(path)
+    if bundle.seal is None and not unsealed:
+        raise BundleError(
+            f"{path} has not passed its gates on any device. Run `edgevlm validate {path}` first, "
+            "or give --unsealed to try it anyway."
+        )
+    with Respondent(bundle) as respondent:
+        reply = respondent.ask(question, image, on_text)
+    return {
+        "answer": reply.text,
+        "deployable": bool(bundle.seal and bundle.seal["deployable"]),
+        "tokens": len(reply.token_ids),
+        "confidence": reply.confidence,
+        "time_to_first_token_ms": reply.time_to_first_token_ms,
+        "latency_ms": reply.latency_ms,
+    }

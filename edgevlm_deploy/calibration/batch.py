@@ -1,0 +1,87 @@
+"""A calibration set as the model's own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.inputs import from_picture
+from edgevlm_runner.preprocess import load_image
+from numpy.typing import NDArray
+
+from edgevlm_deploy.calibration.rows import CalibrationSet, Row
+from edgevlm_deploy.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+Batch = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Batches(Sequence[Batch]):
+    """One batch per row, made when it is asked for: all tiles at once would not fit into memory.
+
+        input_ids              int64    [1, T]             question, then the answer and end of utterance
+        attention_mask         int64    [1, T]
+        pixel_values           float32  [1, tiles, 3, S, S]  absent without a picture
+        pixel_attention_mask   bool     [1, tiles, S, S]     absent without a picture
+
+    The pixels are those of the device's preprocessing. The answer is there because its tokens run
+    through the decoder too, and their activations have to be in range.
+    """
+
+    calibration: CalibrationSet
+    spec: ModelSpec
+    tokenizer: Tokenizer
+
+    def __len__(self) -> int:
+        return len(self.calibration.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        return self._batch(self.calibration.rows[index])
+
+    def _batch(self, row: Row) -> Batch:
+        import torch
+
+        picture = load_image(self.calibration.directory / row.image) if row.image else None
+        inputs = from_picture(picture, row.prompt, self.spec, self.tokenizer)
+        ids = torch.from_numpy(self._with_answer(inputs.input_ids, row))
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if inputs.pixel_values is not None:
+            values = torch.from_numpy(np.ascontiguousarray(inputs.pixel_values, np.float32))[None]
+            batch["pixel_values"] = values
+            tiles, side = values.shape[1], values.shape[-1]
+            batch["pixel_attention_mask"] = torch.ones((1, tiles, side, side), dtype=torch.bool)
+        return batch
+
+    def _with_answer(self, asked: NDArray[np.int64], row: Row) -> NDArray[np.int64]:
+        """int64 [1, T]; the answer follows the prompt after a space, as in training."""
+        ids = asked.reshape(-1).tolist()
+        if row.answer:
+            template = self.spec.prompt.with_image if row.image else self.spec.prompt.text_only
+            space = "" if template[-1:].isspace() else " "
+            ids += self.tokenizer.encode(space + row.answer, add_special_tokens=False).ids
+            ids.append(self.spec.eos_token_ids[0])
+        if len(ids) > self.spec.max_context:
+            raise DataError(
+                f"calibration sample {row.sample_id}: {len(ids)} tokens, the context holds "
+                f"{self.spec.max_context}. Shorten the question, lower image.max_tiles or raise "
+                "generation.max_context."
+            )
+        return np.asarray([ids], np.int64)
+
+
+def batches(calibration: CalibrationSet, spec: ModelSpec, tokenizer: Tokenizer) -> Batches:
+    """A sequence that can be walked any number of times; each walk makes the tensors anew."""
+    return Batches(calibration, spec, tokenizer)

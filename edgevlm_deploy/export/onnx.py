@@ -1,0 +1,97 @@
+"""Float ONNX graphs of the three components, traced from transformers' own modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from edgevlm_deploy.errors import ExportError
+from edgevlm_deploy.export.attention import GROUP_QUERY_ATTENTION, MULTI_HEAD_ATTENTION, attention
+from edgevlm_deploy.export.components import Decoder, Embedding, VisionEncoder
+
+OPSET = 21
+IR_VERSION = 10
+"""Opset and IR version that ONNX Runtime 1.23 reads, the last one with a wheel for JetPack 6's Python."""
+
+
+def cache_names(layers: int) -> tuple[list[str], list[str]]:
+    """Names of the decoder's cache inputs and outputs, in the order of the graph."""
+    pairs = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    return [f"past_key_values.{pair}" for pair in pairs], [f"present.{pair}" for pair in pairs]
+
+
+def export_vision_encoder(source: Any) -> ir.Model:
+    """pixel_values float32 [tiles, 3, S, S] → image_features float32 [tiles, tokens per tile, D]."""
+    side = source.config.vision_config.image_size
+    with attention(source.model.vision_model.config, MULTI_HEAD_ATTENTION):
+        return _export(
+            VisionEncoder(source),
+            (torch.zeros(2, 3, side, side),),
+            ({0: "tiles"},),
+            ["pixel_values"],
+            ["image_features"],
+        )
+
+
+def export_embedding(source: Any) -> ir.Model:
+    """input_ids int64 [batch, tokens] → inputs_embeds float32 [batch, tokens, D]."""
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    axes = ({0: "batch", 1: "tokens"},)
+    return _export(Embedding(source), (ids,), axes, ["input_ids"], ["inputs_embeds"])
+
+
+def export_decoder(source: Any) -> ir.Model:
+    """inputs_embeds, attention_mask, position_ids, past → logits float32 [batch, V] of the last token,
+    and the present cache.
+
+    attention_mask int64 [batch, total] counts the tokens of past and input. Key and value are
+    float32 [batch, kv heads, past, head dim]; a longer buffer may be given, the mask says what is in it.
+    """
+    text = source.config.text_config
+    past_tokens, tokens = 5, 3
+    shape = (2, text.num_key_value_heads, past_tokens, text.head_dim)
+    past = [torch.zeros(shape) for _ in range(2 * text.num_hidden_layers)]
+    past_names, present_names = cache_names(text.num_hidden_layers)
+    positions = torch.arange(past_tokens, past_tokens + tokens).repeat(2, 1)
+    mask = torch.ones(2, past_tokens + tokens, dtype=torch.int64)
+    with attention(source.model.text_model.config, GROUP_QUERY_ATTENTION):
+        return _export(
+            Decoder(source),
+            (torch.zeros(2, tokens, text.hidden_size), mask, positions, *past),
+            (
+                {0: "batch", 1: "tokens"},
+                {0: "batch", 1: "total"},
+                {0: "batch", 1: "tokens"},
+                tuple({0: "batch", 2: "past"} for _ in past),
+            ),
+            ["inputs_embeds", "attention_mask", "position_ids", *past_names],
+            ["logits", *present_names],
+        )
+
+
+def _export(
+    module: Any, arguments: tuple[Any, ...], axes: tuple[Any, ...], inputs: list[str], outputs: list[str]
+) -> ir.Model:
+    """Trace `module`; raise ExportError when the graph's signature is not the one asked for."""
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=axes,
+            verbose=False,
+        )
+    model = program.model
+    model.ir_version = IR_VERSION
+    found = ([value.name for value in model.graph.inputs], [value.name for value in model.graph.outputs])
+    if found != (inputs, outputs) or model.opset_imports.get("") != OPSET:
+        raise ExportError(
+            f"{type(module).__name__} was exported as {found} at opset {model.opset_imports.get('')}; "
+            f"expected {(inputs, outputs)} at opset {OPSET}. Is this version of torch supported?"
+        )
+    return model

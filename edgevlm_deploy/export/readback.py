@@ -1,0 +1,108 @@
+"""Proof that a written graph carries the table's integers and scales: it is opened again and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgevlm_deploy.errors import ExportError
+from edgevlm_deploy.export import graph
+from edgevlm_deploy.export.packing import Packed, unpack
+from edgevlm_deploy.export.passes.matmul_integer import UINT8_SHIFT
+from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
+
+
+def check(path: Path, table: QuantizedTable, modules: Iterable[str]) -> None:
+    """Raise ExportError unless the file at `path` holds exactly the table's numbers for `modules`."""
+    nodes = _quantized_nodes(graph.load(path))
+    for module in modules:
+        node = nodes.get(module)
+        if node is None:
+            raise ExportError(f"{path}: no quantised operator for {module}, which is in the quantised table.")
+        difference = _READERS[node.op_type](node, table[module])
+        if difference:
+            raise ExportError(f"{path}: {module} differs from the quantised table in its {difference}.")
+
+
+def _quantized_nodes(model: ir.Model) -> dict[str, ir.Node]:
+    """Module → its MatMulNBits, MatMulIntegerToFloat, or Gather on int8 rows."""
+    found = {}
+    for node in model.graph:
+        module = graph.module_of(node)
+        is_lookup = node.op_type == "Gather" and node.inputs[0].dtype == ir.DataType.INT8
+        if module is not None and (is_lookup or node.op_type in ("MatMulNBits", "MatMulIntegerToFloat")):
+            found[module] = node
+    return found
+
+
+def _matmul_nbits(node: ir.Node, linear: QuantizedLinear) -> str:
+    """What differs, in a word; "" when nothing does."""
+    number = {name: attribute.as_int() for name, attribute in node.attributes.items()}
+    rows, columns = linear.q.shape
+    if (number["N"], number["K"]) != (rows, columns):
+        return "shape"
+    if linear.activation is not None:
+        return "activation: it is not quantised in the graph"
+    zero_point = _array(node, 3) if len(node.inputs) > 3 else None
+    packed = Packed(_array(node, 1), _array(node, 2), zero_point, number["bits"], number["block_size"])
+    stored, stored_zero = unpack(packed, columns)
+    group = np.arange(packed.scale.shape[1]) * packed.block // linear.block
+    if not np.array_equal(packed.scale, linear.scale[:, group]):
+        return "scales"
+    offset = 0
+    if linear.zero_point is None:
+        offset = 1 << (packed.container - 1)
+        if stored_zero is not None:
+            return "zero points"
+    elif stored_zero is None or not np.array_equal(stored_zero, linear.zero_point[:, group]):
+        return "zero points"
+    return "" if np.array_equal(stored.astype(np.int16) - offset, linear.q) else "integers"
+
+
+def _matmul_integer(node: ir.Node, linear: QuantizedLinear) -> str:
+    activation = linear.activation
+    if activation is None:
+        return "activation: it is quantised in the graph alone"
+    if not np.array_equal(_array(node, 1).T, linear.q):
+        return "integers"
+    if not np.array_equal(_array(node, 3), linear.scale[:, 0]):
+        return "scales"
+    # The range is applied by the QuantizeLinear; the product only undoes it.
+    quantize = node.inputs[0].producer()
+    ranges = [_array(quantize, 1), _array(node, 2)], [_array(quantize, 2), _array(node, 4)]
+    expected = np.float32(activation.scale), activation.zero_point + UINT8_SHIFT
+    same = all(value == wanted for pair, wanted in zip(ranges, expected, strict=True) for value in pair)
+    return "" if same and quantize.op_type == "QuantizeLinear" else "activation range"
+
+
+def _gather(node: ir.Node, linear: QuantizedLinear) -> str:
+    if not np.array_equal(_array(node, 0), linear.q):
+        return "integers"
+    # rows → Cast → Mul ← Gather ← scales
+    cast = next(iter(node.outputs[0].consumers()))
+    product = next(iter(cast.outputs[0].consumers()))
+    lookup = product.inputs[1].producer()
+    if (cast.op_type, product.op_type, lookup.op_type) != ("Cast", "Mul", "Gather"):
+        return "operators"
+    return "" if np.array_equal(_array(lookup, 0), linear.scale) else "scales"
+
+
+def _array(node: ir.Node, operand: int) -> NDArray[Any]:
+    array = graph.constant(node.inputs[operand])
+    if array is None:
+        raise ExportError(
+            f"{node.name}: operand {operand} is computed while running, a constant was expected."
+        )
+    return array
+
+
+_READERS = {
+    "MatMulNBits": _matmul_nbits,
+    "MatMulIntegerToFloat": _matmul_integer,
+    "Gather": _gather,
+}

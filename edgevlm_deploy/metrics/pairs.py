@@ -1,0 +1,107 @@
+"""Items joined with what the reference and the artifact answered, as columns of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from edgevlm_runner.contract import CLEAN, Answer, Item
+from numpy.typing import NDArray
+
+from edgevlm_deploy.errors import DataError
+from edgevlm_deploy.metrics.accuracy import accuracy
+from edgevlm_deploy.metrics.confidence import geometric_mean_probability, max_prob
+from edgevlm_deploy.metrics.consistency import Flip, diverges, first_divergence, flip
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N items in their order and what was answered; arrays have shape [N]."""
+
+    items: tuple[Item, ...]
+    reference: tuple[Answer, ...]
+    artifact: tuple[Answer, ...]
+    clusters: tuple[str, ...]
+    """Picture of each item; items of one picture are one statistical cluster."""
+    clean: Flags
+    reference_accuracy: Floats
+    artifact_accuracy: Floats
+    reference_clean_accuracy: Floats
+    """Accuracy on the clean item that this item is a variant of (itself for a clean item)."""
+    artifact_clean_accuracy: Floats
+    diverged: Flags
+    flips: tuple[Flip | None, ...]
+    first_divergences: tuple[int | None, ...]
+    reference_confidence: Floats
+    artifact_confidence: Floats
+    reference_max_prob: Floats
+    artifact_max_prob: Floats
+
+
+def pair(items: Sequence[Item], reference: Sequence[Answer], artifact: Sequence[Answer]) -> Pairs:
+    """Join by item id and score. Answers to items that are not in the table are left aside.
+
+    Raises DataError when ids repeat, an answer is missing, or a variant's clean item is missing.
+    """
+    said_before = _in_order(items, reference, "reference")
+    said_now = _in_order(items, artifact, "artifact")
+    place = {item.id: number for number, item in enumerate(items)}
+    if len(place) != len(items):
+        raise DataError(f"item ids must be unique: {len(items)} items have {len(place)} different ids.")
+    orphans = [item.id for item in items if item.base_id not in place]
+    if orphans:
+        raise DataError(
+            f"{len(orphans)} variants lack their clean item, for instance {orphans[0]!r}; "
+            "the table of items must hold both."
+        )
+    base = np.array([place[item.base_id] for item in items], dtype=np.int64)
+    before = _accuracies(items, said_before)
+    now = _accuracies(items, said_now)
+    diverged = [diverges(r.text, a.text) for r, a in zip(said_before, said_now, strict=True)]
+    return Pairs(
+        items=tuple(items),
+        reference=said_before,
+        artifact=said_now,
+        clusters=tuple(item.image_id or item.base_id for item in items),
+        clean=np.array([item.condition == CLEAN for item in items], dtype=np.bool_),
+        reference_accuracy=before,
+        artifact_accuracy=now,
+        reference_clean_accuracy=before[base],
+        artifact_clean_accuracy=now[base],
+        diverged=np.array(diverged, dtype=np.bool_),
+        flips=tuple(flip(*row) for row in zip(before, now, diverged, strict=True)),
+        first_divergences=tuple(
+            first_divergence(r.token_ids, a.token_ids) for r, a in zip(said_before, said_now, strict=True)
+        ),
+        reference_confidence=_column(geometric_mean_probability(a.token_logprobs) for a in said_before),
+        artifact_confidence=_column(geometric_mean_probability(a.token_logprobs) for a in said_now),
+        reference_max_prob=_column(max_prob(a.token_logprobs) for a in said_before),
+        artifact_max_prob=_column(max_prob(a.token_logprobs) for a in said_now),
+    )
+
+
+def _in_order(items: Sequence[Item], answers: Sequence[Answer], whose: str) -> tuple[Answer, ...]:
+    by_id = {answer.item_id: answer for answer in answers}
+    if len(by_id) != len(answers):
+        raise DataError(
+            f"{whose} answers: {len(answers)} answers to {len(by_id)} items; expected one per item."
+        )
+    missing = [item.id for item in items if item.id not in by_id]
+    if missing:
+        raise DataError(
+            f"{whose} answers: {len(missing)} of {len(items)} items have none, for instance {missing[0]!r}; "
+            "run the evaluation to its end."
+        )
+    return tuple(by_id[item.id] for item in items)
+
+
+def _accuracies(items: Sequence[Item], answers: Sequence[Answer]) -> Floats:
+    return _column(accuracy(answer.text, item.answers) for item, answer in zip(items, answers, strict=True))
+
+
+def _column(values: Iterable[float]) -> Floats:
+    return np.fromiter(values, dtype=np.float64)

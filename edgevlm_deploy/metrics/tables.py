@@ -1,0 +1,86 @@
+"""What `summary.compute` returns: frozen, and JSON through `model_dump_json` / `model_validate_json`."""
+
+from __future__ import annotations
+
+from edgevlm_deploy.config import Frozen
+from edgevlm_deploy.metrics.confidence import ReliabilityBin
+from edgevlm_deploy.metrics.consistency import Flip
+from edgevlm_deploy.metrics.statistics import Estimate
+
+
+class Comparison(Frozen):
+    """Reference and artifact on one set of items."""
+
+    n: int
+    reference_accuracy: Estimate
+    artifact_accuracy: Estimate
+    accuracy_drop: Estimate
+    """Accuracy of the reference minus accuracy of the artifact, paired by item."""
+    divergence_rate: Estimate
+    negative_flip_rate: Estimate
+    positive_flip_rate: Estimate
+
+
+class GroupRow(Frozen):
+    """Clean items of one kind of question."""
+
+    group: str
+    comparison: Comparison
+
+
+class ConditionRow(Frozen):
+    """Corrupted items of one corruption at one severity."""
+
+    condition: str
+    corruption: str
+    severity: int
+    comparison: Comparison
+    robustness_gap: Estimate
+
+
+class CorruptionRow(Frozen):
+    """One corruption over all its severities. Corruption errors have the reference as base."""
+
+    corruption: str
+    comparison: Comparison
+    robustness_gap: Estimate
+    corruption_error: float | None
+    relative_corruption_error: float | None
+
+
+class FlippedItem(Frozen):
+    """An item that the artifact answered differently from the reference."""
+
+    id: str
+    group: str
+    condition: str
+    flip: Flip
+    reference: str
+    artifact: str
+    first_divergence: int | None
+    """Position of the first token that differs."""
+
+
+class Metrics(Frozen):
+    """Every metric of one artifact against its reference.
+
+    `estimates` maps a metric's name to its estimate. The names of `recipe.GateName` that are about
+    answers are among them; `reference_*` is the same metric of the reference. Names without
+    `corrupted_` are about clean items.
+    """
+
+    format_version: int = 1
+    level: float
+    bootstrap_resamples: int
+    clean_items: int
+    corrupted_items: int
+    images: int
+    estimates: dict[str, Estimate]
+    mcnemar_p: float | None
+    """Exact McNemar test on clean items, two-sided."""
+    groups: tuple[GroupRow, ...]
+    conditions: tuple[ConditionRow, ...]
+    corruptions: tuple[CorruptionRow, ...]
+    reliability: dict[str, tuple[ReliabilityBin, ...]]
+    """"reference" and "artifact" → ten bars, on clean items."""
+    flips: tuple[FlippedItem, ...]

@@ -1,0 +1,400 @@
+"""The story in order: plan → source → calibration → items → reference → quantise → export → bundle.
+
+Every stage is a folder named by the digest of its inputs (`artifacts.stage`), so a killed run goes on
+after the last finished one, and a recipe that changes one gate repeats nothing that it does not touch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner.contract import CLEAN, Answer, Item, ModelSpec, read_jsonl, to_json, write_jsonl
+
+from edgevlm_deploy import (
+    __version__,
+    backends,
+    bundle,
+    calibration,
+    datasets,
+    metrics,
+    plan,
+    quantize,
+    reference,
+    resources,
+    source,
+    suites,
+)
+from edgevlm_deploy.artifacts import stage
+from edgevlm_deploy.calibration import CalibrationSet
+from edgevlm_deploy.plan import Plan
+from edgevlm_deploy.progress import Watcher
+from edgevlm_deploy.quantize import QuantizedModel
+from edgevlm_deploy.recipe import Evaluation, Gate, GateName
+from edgevlm_deploy.source import SourceModel
+
+DEMO = "demo"
+DEMO_QUESTIONS_PER_PICTURE = 4
+CALIBRATION_SHARE = 0.2
+"""Of the pictures in the evaluation data, when no calibration data are given."""
+PACKAGES = (
+    "torch",
+    "transformers",
+    "neural-compressor-pt",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `edgevlm compile` was asked for; paths and names as the user gave them."""
+
+    model: str
+    target: str
+    recipe: str
+    out: Path
+    data: Path | None = None
+    calibration: Path | None = None
+    images: Path | None = None
+    revision: str | None = None
+    offline: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the bundle: model and target, and the recipe when it is not the default one."""
+        parts = [Path(self.model).name, Path(self.target).stem]
+        return "-".join(parts + [Path(self.recipe).stem] * (self.recipe != "default"))
+
+
+@dataclass(frozen=True)
+class Samples:
+    calibration: tuple[datasets.Sample, ...]
+    evaluation: tuple[datasets.Sample, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation under way: what every stage needs to know."""
+
+    source: SourceModel
+    plan: Plan
+    spec: ModelSpec
+    cache: Path
+    watch: Watcher
+
+
+def compile(order: Order, watch: Watcher) -> Path:
+    """Make the bundle `OUT/NAME.edgevlm` and return its path. It is not judged yet.
+
+    Raises any of the host's errors (`edgevlm_deploy.errors`).
+    """
+    recipe, target = resources.recipe(order.recipe), resources.target(order.target)
+    watch.begin("Model")
+    checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
+    model = source.inspect(checkpoint, order.revision, order.offline)
+    made = plan.resolve(recipe, target, model.modules)
+    graphs = backends.graph_names(target.backend)
+    job = Job(
+        source=model,
+        plan=made,
+        spec=source.model_spec(model, recipe, target.backend.value, graphs),
+        cache=order.out / "stages",
+        watch=watch,
+    )
+    watch.begin("Data")
+    samples = _samples(order, recipe.evaluation, recipe.calibration.samples, job.cache)
+    calibrated = _calibration(job, samples.calibration)
+    items = _items(job, samples.evaluation)
+    answers = _reference(job, items)
+    quantized = _quantized(job, calibrated)
+    exported = _graphs(job, quantized)
+    return _bundle(job, order, items, answers, calibrated, quantized, exported)
+
+
+def _samples(order: Order, evaluation: Evaluation, calibration_samples: int, cache: Path) -> Samples:
+    """Calibration and evaluation data that share no picture."""
+    if order.data is None:
+        return _demo_samples(evaluation.clean_items, calibration_samples, cache)
+    judged = datasets.load(order.data, order.images)
+    if order.calibration is None:
+        return Samples(*datasets.split(judged, seed=evaluation.seed, share=CALIBRATION_SHARE))
+    calibrating = datasets.load(order.calibration, order.images)
+    datasets.check_disjoint(calibrating, judged)
+    return Samples(calibrating, judged)
+
+
+def _demo_samples(clean_items: int, calibration_samples: int, cache: Path) -> Samples:
+    """Scenes rendered from disjoint seeds. Also what other models are asked when no data are given."""
+    from edgevlm_deploy.demo import dataset
+    from edgevlm_deploy.demo.scenes import Split
+
+    def rendered(split: Split, questions: int) -> tuple[datasets.Sample, ...]:
+        pictures = -(-questions // DEMO_QUESTIONS_PER_PICTURE)
+        inputs = {"split": split.name, "pictures": pictures, "version": __version__}
+
+        def render(directory: Path) -> None:
+            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory)
+
+        return datasets.load(stage(cache, "scenes", inputs, render))
+
+    return Samples(rendered(Split.CALIBRATION, calibration_samples), rendered(Split.EVALUATION, clean_items))
+
+
+def _calibration(job: Job, samples: Sequence[datasets.Sample]) -> CalibrationSet:
+    settings = job.plan.recipe.calibration
+    inputs = {"samples": _identities(samples), "settings": settings, "version": __version__}
+    directory = stage(
+        job.cache, "calibration", inputs, lambda out: _discard(calibration.build(samples, settings, out))
+    )
+    return calibration.load(directory)
+
+
+def _identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
+    """What a sample is, wherever its picture lies."""
+    return [[one.id, one.group, one.image_id, one.prompt, one.answers] for one in samples]
+
+
+def _discard(_: object) -> None:
+    """Stages are read back from their folder, so that a resumed run takes the same way."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """The table of items; their pictures lie below `root` under `Item.image`."""
+
+    rows: tuple[Item, ...]
+    root: Path
+
+
+def _items(job: Job, samples: Sequence[datasets.Sample]) -> Items:
+    evaluation = job.plan.recipe.evaluation
+    inputs = {"samples": _identities(samples), "evaluation": evaluation, "version": __version__}
+
+    def build(out: Path) -> None:
+        pictures = {_picture(one): one.image for one in samples if one.image is not None}
+        rows = suites.build([_item(one) for one in samples], evaluation)
+        (out / "images").mkdir(exist_ok=True)
+        for name in {item.image for item in rows if item.image}:
+            shutil.copyfile(pictures[name], out / name)
+        write_jsonl(out / "items.jsonl", rows)
+
+    root = stage(job.cache, "items", inputs, build)
+    return Items(tuple(read_jsonl(root / "items.jsonl", Item)), root)
+
+
+def _picture(sample: datasets.Sample) -> str:
+    return bundle.picture_name(sample.image, sample.image_id) if sample.image is not None else ""
+
+
+def _item(sample: datasets.Sample) -> Item:
+    return Item(
+        id=sample.id,
+        base_id=sample.id,
+        group=sample.group,
+        condition=CLEAN,
+        image=_picture(sample),
+        image_id=sample.image_id,
+        prompt=sample.prompt,
+        answers=sample.answers,
+    )
+
+
+@dataclass(frozen=True)
+class ReferenceAnswers:
+    rows: tuple[Answer, ...]
+    noise_floor: metrics.Estimate
+    """How often the reference differs from itself when it answers one item at a time."""
+
+
+def _reference(job: Job, items: Items) -> ReferenceAnswers:
+    evaluation = job.plan.recipe.evaluation
+    inputs = {
+        "model": job.source.digest,
+        "items": _file(items.root / "items.jsonl"),
+        "spec": _what_shapes_answers(job.spec),
+        "seed": evaluation.seed,
+        "packages": _versions(("torch", "transformers", "pillow", "numpy")),
+    }
+    job.watch.begin("Reference answers", len(items.rows))
+
+    def answer(out: Path) -> None:
+        reference.answer(
+            source.load(job.source),
+            items.rows,
+            items.root,
+            evaluation.seed,
+            job.spec,
+            job.source.tokenizer,
+            out,
+            job.watch.advance,
+        )
+
+    directory = stage(job.cache, "reference", inputs, answer, resumable=True)
+    rows = read_jsonl(directory / "answers.jsonl", Answer)
+    again = read_jsonl(directory / "again.jsonl", Answer)
+    batched = {one.item_id: one for one in rows}
+    asked_again = {one.item_id for one in again}
+    floor = metrics.noise_floor(
+        [item for item in items.rows if item.id in asked_again],
+        [batched[one.item_id] for one in again],
+        again,
+        evaluation,
+    )
+    return ReferenceAnswers(tuple(rows), floor)
+
+
+def _file(path: Path) -> str:
+    from edgevlm_deploy.artifacts import file_digest
+
+    return file_digest(path)
+
+
+def _what_shapes_answers(spec: ModelSpec) -> Mapping[str, Any]:
+    """The specification without what only the device sees."""
+    return {
+        key: value for key, value in to_json(spec).items() if key not in ("runtime", "graphs", "max_context")
+    }
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    return {"edgevlm": __version__, **{name: metadata.version(name) for name in packages}}
+
+
+def _quantized(job: Job, calibrated: CalibrationSet) -> Path:
+    """Folder of a QuantizedModel."""
+    recipe = job.plan.recipe
+    inputs = {
+        "model": job.source.digest,
+        "request": job.plan.request,
+        "quantizer": recipe.quantizer,
+        "calibration": calibrated.digest,
+        "spec": _what_shapes_answers(job.spec),
+        "packages": _versions(PACKAGES),
+    }
+    job.watch.begin("Quantise")
+
+    def run(out: Path) -> None:
+        batches = calibration.batches(calibrated, job.spec, job.source.tokenizer)
+        made = quantize.quantize(lambda: source.load(job.source), job.plan.request, batches, recipe.quantizer)
+        made.save(out)
+
+    return stage(job.cache, "quantized", inputs, run)
+
+
+def _graphs(job: Job, quantized: Path) -> Path:
+    """Folder with `graphs/` and `verification.json`."""
+    inputs = {
+        "quantized": quantized.name,
+        "spec": to_json(job.spec),
+        "packages": _versions(PACKAGES),
+    }
+    job.watch.begin("Export")
+    backend = backends.of(job.plan.target.backend)
+
+    def export(out: Path) -> None:
+        backend.compile(lambda: source.load(job.source), QuantizedModel.load(quantized), job.spec, out)
+
+    return stage(job.cache, "graphs", inputs, export)
+
+
+def _bundle(
+    job: Job,
+    order: Order,
+    items: Items,
+    answers: ReferenceAnswers,
+    calibrated: CalibrationSet,
+    quantized: Path,
+    exported: Path,
+) -> Path:
+    job.watch.begin("Bundle")
+    recipe, target = job.plan.recipe, job.plan.target
+    table = QuantizedModel.load(quantized).table
+    parts = bundle.Parts(
+        name=order.name,
+        model=job.spec,
+        graphs=exported / "graphs",
+        tokenizer=job.source.tokenizer,
+        items=items.rows,
+        pictures={item.image: items.root / item.image for item in items.rows if item.image},
+        reference=answers.rows,
+        gates=gates(job.plan),
+        recipe=recipe,
+        target=target,
+        quantization={
+            name: {
+                "scheme": wanted.scheme.value,
+                "algorithm": wanted.algorithm.value,
+                "bits": table[name].bits,
+            }
+            for name, wanted in job.plan.request.items()
+        },
+        provenance=bundle.Provenance(
+            edgevlm_version=__version__,
+            packages=_versions(PACKAGES),
+            source=job.source.provenance,
+            seeds={"evaluation": recipe.evaluation.seed, "calibration": recipe.calibration.seed},
+            calibration={"digest": calibrated.digest, "samples": len(calibrated.rows)},
+            quantization=_summary(job.plan),
+            verification=backends.verification(exported),
+            reference={
+                "weights": job.source.dtype,
+                "arithmetic": "float32 on the CPU, batched, greedy",
+                "noise_floor": answers.noise_floor.model_dump(mode="json"),
+            },
+        ),
+    )
+    out = order.out / f"{order.name}{bundle.SUFFIX}"
+    folder = stage(
+        job.cache,
+        "bundle",
+        {"parts": _part_digests(parts), "exported": exported.name},
+        lambda directory: _discard(bundle.write(parts, directory)),
+    )
+    return bundle.pack(folder, out)
+
+
+def _part_digests(parts: bundle.Parts) -> dict[str, Any]:
+    """What the bundle's content depends on, without paths."""
+    return {
+        "name": parts.name,
+        "model": parts.model,
+        "items": [vars(item) for item in parts.items],
+        "reference": [vars(answer) for answer in parts.reference],
+        "gates": parts.gates,
+        "recipe": parts.recipe,
+        "target": parts.target,
+        "provenance": parts.provenance,
+    }
+
+
+def gates(made: Plan) -> tuple[Gate, ...]:
+    """The recipe's gates, and the target's budgets where the recipe sets no limit of its own."""
+    own = made.recipe.gates
+    if made.recipe.target_budgets == "report":
+        return own
+    limited = {gate.metric for gate in own}
+    reason = f"Budget of the target {made.target.name}."
+    budgets = [
+        Gate(metric=GateName(name), max=value, reason=reason)
+        for name, value in made.target.budgets
+        if value is not None and GateName(name) not in limited
+    ]
+    return (*own, *budgets)
+
+
+def _summary(made: Plan) -> dict[str, Any]:
+    """Modules per component, scheme and algorithm."""
+    counts: dict[str, dict[str, int]] = {}
+    for wanted in made.request.values():
+        kinds = counts.setdefault(wanted.component.value, {})
+        kind = f"{wanted.scheme.value} {wanted.algorithm.value}"
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return {"quantizer": made.recipe.quantizer.value, "modules": counts}

@@ -1,0 +1,74 @@
+"""Progress bars on standard error; silent when that is not a terminal or output is for machines."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Protocol
+
+
+class Watcher(Protocol):
+    """What a long step reports to."""
+
+    def begin(self, title: str, total: int | None = None) -> None:
+        """A new step starts; `total` is in its own unit, None when unknown."""
+
+    def advance(self, amount: int = 1) -> None:
+        """`amount` more units of the current step are done."""
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def begin(self, title: str, total: int | None = None) -> None: ...
+
+    def advance(self, amount: int = 1) -> None: ...
+
+
+class Progress:
+    """One line per step, the current one with a bar and the time left."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+        from rich.progress import Progress as Bars
+        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+        self._bars = Bars(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._task = None
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._complete()
+        self._bars.stop()
+
+    def begin(self, title: str, total: int | None = None) -> None:
+        self._complete()
+        self._task = self._bars.add_task(title, total=total)
+
+    def advance(self, amount: int = 1) -> None:
+        if self._task is not None:
+            self._bars.advance(self._task, amount)
+
+    def _complete(self) -> None:
+        """A step without a known length ends as one of one."""
+        if self._task is None:
+            return
+        total = self._bars.tasks[self._task].total or 1
+        self._bars.update(self._task, total=total, completed=total)
+        self._task = None

@@ -1,0 +1,110 @@
+"""Numbers as people read them: the unit of every metric and one way to write each unit."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+
+from edgevlm_deploy.recipe import GateName
+from edgevlm_deploy.verdict import GateResult
+
+MINUS = "−"
+MISSING = "–"
+
+
+class Unit(str, Enum):
+    """The value is what stands after the number."""
+
+    SHARE = "%"
+    POINTS = " pp"
+    """Percentage points: a difference of two shares."""
+    RATIO = ""
+    MILLISECONDS = " ms"
+    BYTES = " B"
+
+
+TITLES = {
+    GateName.ACCURACY: "Accuracy",
+    GateName.ACCURACY_DROP: "Accuracy drop",
+    GateName.DIVERGENCE_RATE: "Divergence rate",
+    GateName.NEGATIVE_FLIP_RATE: "Negative flip rate",
+    GateName.RELATIVE_ROBUSTNESS: "Relative robustness",
+    GateName.CORRUPTED_ACCURACY: "Corrupted accuracy",
+    GateName.ROBUSTNESS_GAP: "Robustness gap",
+    GateName.ECE: "Calibration error",
+    GateName.ECE_INCREASE: "Calibration error increase",
+    GateName.TIME_TO_FIRST_TOKEN_MS_P95: "Time to first token, p95",
+    GateName.LATENCY_MS_P95: "Whole answer, p95",
+    GateName.PEAK_RSS_BYTES: "Peak memory",
+    GateName.BUNDLE_BYTES: "Bundle size",
+}
+
+UNITS = {
+    GateName.ACCURACY: Unit.SHARE,
+    GateName.ACCURACY_DROP: Unit.POINTS,
+    GateName.DIVERGENCE_RATE: Unit.SHARE,
+    GateName.NEGATIVE_FLIP_RATE: Unit.SHARE,
+    GateName.RELATIVE_ROBUSTNESS: Unit.RATIO,
+    GateName.CORRUPTED_ACCURACY: Unit.SHARE,
+    GateName.ROBUSTNESS_GAP: Unit.POINTS,
+    GateName.ECE: Unit.SHARE,
+    GateName.ECE_INCREASE: Unit.POINTS,
+    GateName.TIME_TO_FIRST_TOKEN_MS_P95: Unit.MILLISECONDS,
+    GateName.LATENCY_MS_P95: Unit.MILLISECONDS,
+    GateName.PEAK_RSS_BYTES: Unit.BYTES,
+    GateName.BUNDLE_BYTES: Unit.BYTES,
+}
+
+_PREFIXES = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"))
+
+
+def quantity(value: float | None, unit: Unit) -> str:
+    """"98.4%", "0.42 pp", "0.931", "41.3 ms", "184 MB"; a dash for None. Bytes are decimal."""
+    if value is None:
+        return MISSING
+    scale, suffix = _scale(abs(value), unit)
+    return _number(value / scale, unit) + suffix
+
+
+def interval(low: float | None, high: float | None, unit: Unit) -> str:
+    """"[0.21, 0.83]%"; an open side reads "?"; a dash without any bound."""
+    if low is None and high is None:
+        return MISSING
+    scale, suffix = _scale(max(abs(bound) for bound in (low, high) if bound is not None), unit)
+    written = ("?" if bound is None else _number(bound / scale, unit) for bound in (low, high))
+    return f"[{', '.join(written)}]{suffix}"
+
+
+def limit(gate: GateResult) -> str:
+    """"≤ 2%" or "≥ 0.6", without digits that nobody wrote."""
+    bound, sign = (gate.max, "≤") if gate.max is not None else (gate.min, "≥")
+    assert bound is not None
+    unit = UNITS[gate.metric]
+    scale, suffix = _scale(abs(bound), unit)
+    return f"{sign} {bound / scale:.6g}{suffix}".replace("-", MINUS)
+
+
+def measured(gate: GateResult) -> str:
+    """Value and interval; the value alone for a single measurement."""
+    unit = UNITS[gate.metric]
+    if gate.value is None or gate.low == gate.high:
+        return quantity(gate.value, unit)
+    return f"{quantity(gate.value, unit)} {interval(gate.low, gate.high, unit)}"
+
+
+def _scale(size: float, unit: Unit) -> tuple[float, str]:
+    if unit is Unit.BYTES:
+        return next(((scale, suffix) for scale, suffix in _PREFIXES if size >= scale), (1.0, " B"))
+    return (0.01 if unit in (Unit.SHARE, Unit.POINTS) else 1.0), unit.value
+
+
+def _number(value: float, unit: Unit) -> str:
+    """Shares and points keep two decimals below ten; other units three significant digits."""
+    if unit in (Unit.SHARE, Unit.POINTS):
+        decimals = 1 if abs(value) >= 9.995 else 2
+    elif unit is Unit.RATIO:
+        decimals = 3
+    else:
+        decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    # A tiny negative number must not read "−0.00".
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", MINUS)

@@ -1,0 +1,169 @@
+"""Verdict and bundle as plain text, in colour only on a terminal."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgevlm_runner.bundle import Bundle
+
+from edgevlm_deploy.metrics.tables import Metrics
+from edgevlm_deploy.report import inventory
+from edgevlm_deploy.report.outcome import headline, why
+from edgevlm_deploy.report.quantity import Unit, limit, measured, quantity
+from edgevlm_deploy.verdict import GateResult, Outcome, Verdict
+
+WIDTH = 200
+"""Columns when standard output is a file or a pipe: nothing is wrapped that a program may read."""
+_STYLES = {
+    Outcome.PASS: "green",
+    Outcome.FAIL: "bold red",
+    Outcome.INCONCLUSIVE: "yellow",
+    Outcome.SKIPPED: "yellow",
+}
+
+
+class Validation(Protocol):
+    """A judged bundle and where everything about it lies."""
+
+    @property
+    def bundle(self) -> Path: ...
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def evidence(self) -> Mapping[str, Any]: ...
+    @property
+    def sealed(self) -> bool: ...
+    @property
+    def report(self) -> Path: ...
+
+
+def verdict_table(validation: Validation) -> str:
+    """One row a gate, then the outcome in one sentence and where bundle and report are."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in ("gate", "measured", "limit", "status"):
+        table.add_column(column, no_wrap=column in ("gate", "limit"))
+    for gate in validation.verdict.gates:
+        style = _STYLES[gate.outcome]
+        table.add_row(
+            Text(gate.metric.value), Text(measured(gate)), Text(limit(gate)), Text(_status(gate), style)
+        )
+    sentence = Text(_sentence(validation), _STYLES[validation.verdict.outcome])
+    places = Text(f"bundle  {validation.bundle}\nreport  {validation.report}")
+    return _rendered(table, Text(""), sentence, places)
+
+
+def _status(gate: GateResult) -> str:
+    """The word, and what would change it."""
+    if gate.outcome is Outcome.INCONCLUSIVE and gate.needed is not None:
+        return f"inconclusive, about {gate.needed:,} {gate.unit} needed (now {gate.n:,})"
+    return gate.outcome.value + (", within the noise floor" if gate.within_noise_floor else "")
+
+
+def _sentence(validation: Validation) -> str:
+    sealed = "Sealed." if validation.sealed else "Not sealed."
+    return f"{headline(validation.verdict)}: {why(validation.verdict)} {sealed}"
+
+
+def summary(bundle: Bundle) -> dict[str, Any]:
+    """What is in a bundle, as JSON types. Raises BundleError when its recipe is of another version."""
+    manifest, files = bundle.manifest, bundle.manifest["files"]
+    seal = bundle.seal
+    return {
+        "name": manifest["name"],
+        "digest": bundle.digest,
+        "edgevlm_version": manifest["edgevlm_version"],
+        "source": dict(manifest["source"]),
+        "recipe": dict(manifest["recipe"]),
+        "target": dict(manifest["target"]),
+        "runtime": bundle.model.runtime,
+        "precision": inventory.precision(bundle),
+        "sizes": inventory.sizes(bundle),
+        "bytes": sum(int(entry["bytes"]) for entry in files.values()),
+        "items": len(bundle.items),
+        "checks": {
+            "files_digested": len(files),
+            "quantization": dict(manifest["quantization"]),
+            "verification": dict(manifest["verification"]),
+        },
+        "seal": None
+        if seal is None
+        else {key: seal[key] for key in ("outcome", "deployable", "statement")}
+        | {"evidence": sorted(seal["evidence"])},
+    }
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """`summary` for people."""
+    from rich.text import Text
+
+    seal = summary["seal"]
+    state = "none: not validated yet" if seal is None else f"{seal['outcome']} – {seal['statement']}"
+    checks = summary["checks"]
+    blocks = {
+        summary["name"]: {
+            "digest": summary["digest"],
+            "seal": state,
+            "recipe": summary["recipe"]["name"],
+            "target": summary["target"]["name"],
+            "runtime": summary["runtime"],
+            "edgevlm": summary["edgevlm_version"],
+            "items": f"{summary['items']:,}",
+        },
+        "source": dict(_rows(summary["source"])),
+        "precision": summary["precision"],
+        "size": {part: quantity(size, Unit.BYTES) for part, size in summary["sizes"].items()}
+        | {"in all": quantity(summary["bytes"], Unit.BYTES)},
+        "checks": {"files digested": f"{checks['files_digested']:,}"}
+        | dict(_rows({key: checks[key] for key in ("quantization", "verification")})),
+    }
+    style = "" if seal is None else ("green" if seal["deployable"] else "bold red")
+    parts: list[Any] = []
+    for title, rows in blocks.items():
+        parts += [Text(title, "bold"), _columns(rows, {"seal": style}), Text("")]
+    return _rendered(*parts[:-1])
+
+
+def _rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = inventory.facts(data)
+    grid = [
+        (name, "  ".join(f"{column} {cell}" for column, cell in zip(found.columns, cells, strict=True)))
+        for name, cells in found.grid
+    ]
+    return [*found.rows, *grid]
+
+
+def _columns(rows: Mapping[str, str], styles: Mapping[str, str]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(Text(key, "dim"), Text(value, styles.get(key, "")))
+    return table
+
+
+def _rendered(*parts: Any) -> str:
+    """Without trailing spaces. Rich honours NO_COLOR itself."""
+    from rich.console import Console
+
+    on_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if on_terminal else WIDTH
+    out = io.StringIO()
+    console = Console(
+        file=out, width=width, force_terminal=on_terminal, color_system="auto" if on_terminal else None
+    )
+    for part in parts:
+        console.print(part, soft_wrap=not on_terminal and isinstance(part, str))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -1,0 +1,180 @@
+"""From a bundle to a verdict: run it, judge it, seal it if it passed, write the report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner.contract import Answer, read_jsonl
+from edgevlm_runner.measure import read_evidence
+
+from edgevlm_deploy import bundle, errors, metrics, verdict
+from edgevlm_deploy.artifacts import write_text_atomic
+from edgevlm_deploy.bundle import Bundle
+from edgevlm_deploy.config import Frozen
+from edgevlm_deploy.errors import BundleError, EdgeVlmError
+from edgevlm_deploy.metrics import Estimate, Metrics
+from edgevlm_deploy.progress import Watcher
+from edgevlm_deploy.recipe import Gate, Recipe
+from edgevlm_deploy.verdict import Verdict
+
+DEPLOYABLE = "All gates passed on the machine named in the evidence."
+NOT_DEPLOYABLE = "Not deployable: sealed on request although not all gates passed."
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What became of one bundle on this machine."""
+
+    bundle: Path
+    verdict: Verdict
+    metrics: Metrics
+    evidence: dict[str, Any]
+    directory: Path
+    """evidence.json, answers.jsonl, metrics.json, verdict.json"""
+    report: Path
+    sealed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bundle": str(self.bundle),
+            "outcome": self.verdict.outcome.value,
+            "deployable": self.verdict.deployable and self.sealed,
+            "sealed": self.sealed,
+            "verdict": self.verdict.model_dump(mode="json"),
+            "evidence": str(self.directory),
+            "report": str(self.report),
+        }
+
+
+def validate(path: Path, allow_failing: bool, watch: Watcher) -> Validation:
+    """Run the bundle on this machine in a process of its own, judge it and seal it if it passed.
+
+    `allow_failing` seals it anyway, marked as not deployable.
+    Raises BundleError and what the runner raises on the device.
+    """
+    watch.begin("Open bundle")
+    opened = bundle.open_bundle(path)
+    directory = path.with_suffix(".evidence")
+    watch.begin("Evidence", len(opened.items))
+    _run(path, directory, watch)
+    watch.begin("Verdict")
+    judged = judge(opened, path, directory)
+    sealed = judged.verdict.deployable or allow_failing
+    if sealed:
+        outcome = "passed" if judged.verdict.deployable else judged.verdict.outcome.value
+        statement = DEPLOYABLE if judged.verdict.deployable else NOT_DEPLOYABLE
+        bundle.seal(path, directory, outcome, judged.verdict.deployable, statement)
+        opened = bundle.open_bundle(path)
+    report = path.with_suffix(".html")
+    write_report(opened, directory, report)
+    return Validation(path, judged.verdict, judged.metrics, judged.evidence, directory, report, sealed)
+
+
+@dataclass(frozen=True)
+class Judged:
+    verdict: Verdict
+    metrics: Metrics
+    evidence: dict[str, Any]
+
+
+def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
+    """Judge the evidence in `directory`, which may come from another machine, and write
+    `metrics.json` and `verdict.json` beside it.
+
+    Raises BundleError when the evidence is not this bundle's.
+    """
+    evidence = read_evidence(directory, opened.digest)
+    recipe = _read(Recipe, opened.path("recipe.json"))
+    measured = metrics.compute(
+        opened.items,
+        read_jsonl(opened.path("reference.jsonl"), Answer),
+        read_jsonl(directory / "answers.jsonl", Answer),
+        recipe.evaluation,
+    )
+    device = {**evidence["latency"], "peak_rss_bytes": evidence["peak_rss_bytes"], "bundle_bytes": size(path)}
+    gates = [Gate.model_validate(one) for one in json.loads(opened.path("gates.json").read_text())]
+    floor = Estimate.model_validate(opened.manifest["reference"]["noise_floor"])
+    decided = verdict.judge(gates, measured, device, noise_floor=floor)
+    write_text_atomic(directory / "metrics.json", measured.model_dump_json(indent=1) + "\n")
+    write_text_atomic(directory / "verdict.json", decided.model_dump_json(indent=1) + "\n")
+    return Judged(decided, measured, evidence)
+
+
+def report_of(path: Path, out: Path | None) -> Path:
+    """Write the report of a bundle that was validated before, from its seal or from beside it."""
+    opened = bundle.open_bundle(path)
+    directory = opened.root / "evidence" if opened.seal else path.with_suffix(".evidence")
+    if not directory.is_dir():
+        raise BundleError(f"{path} has no evidence yet. Run `edgevlm validate {path}` first.")
+    report = out or path.with_suffix(".html")
+    write_report(opened, directory, report)
+    return report
+
+
+def write_report(opened: Bundle, directory: Path, out: Path) -> None:
+    from edgevlm_deploy.report import html
+
+    html.render(
+        opened,
+        read_evidence(directory, opened.digest),
+        read_jsonl(directory / "answers.jsonl", Answer),
+        _read(Metrics, directory / "metrics.json"),
+        _read(Verdict, directory / "verdict.json"),
+        out,
+    )
+
+
+def size(path: Path) -> int:
+    """Bytes of a zip, or of the files of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+
+
+def _read(cls: Any, path: Path) -> Any:
+    """A frozen object from a JSON file. Raises BundleError when it is not one."""
+    assert issubclass(cls, Frozen)
+    try:
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: not a readable {cls.__name__} ({error}).") from error
+
+
+def _run(path: Path, directory: Path, watch: Watcher) -> None:
+    """`python -m edgevlm_runner` in a process of its own: what is measured is the runner, not the compiler.
+
+    Its errors come back as the same class, found by exit code.
+    """
+    command = [sys.executable, "-m", "edgevlm_runner", str(path), "--out", str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        complaints: list[str] = []
+        reader = threading.Thread(target=lambda: complaints.append(process.stderr.read()))  # type: ignore[union-attr]
+        reader.start()
+        try:
+            answered = 0
+            for line in process.stdout:
+                now = json.loads(line)["answered"]
+                watch.advance(now - answered)
+                answered = now
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            reader.join()
+        code = process.wait()
+    if code:
+        message = complaints[0].strip().removeprefix("error: ")
+        raise _error_of(code)(message or f"the runner ended with exit code {code}")
+
+
+def _error_of(code: int) -> type[EdgeVlmError]:
+    known = {getattr(errors, name).exit_code: getattr(errors, name) for name in errors.__all__}
+    found: type[EdgeVlmError] = known.get(code, EdgeVlmError)
+    return found

@@ -1,0 +1,161 @@
+"""Greedy generation: picture and prompt in, tokens with their log-probabilities and timings out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Generator, Optional, Tuple
+
+import numpy as np
+
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.errors import ExecutionError, PromptError
+from edgevlm_runner.runtimes import Runtime
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """One generated token, as soon as it is known."""
+
+    id: int
+    logprob: float
+    """Natural logarithm of its probability, from raw logits."""
+    seconds: float
+    """Time since the token before it; for the first one, since the start: time to first token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timings:
+    """Wall-clock time by phase, measured with `time.perf_counter`."""
+
+    vision_seconds: float
+    """All tiles of the picture; 0 without one."""
+    prefill_seconds: float
+    """Embedding, splicing and the first decoder step over the whole prompt."""
+    token_seconds: Tuple[float, ...]
+    """Each decoder step after the first token: one entry fewer than there are tokens."""
+
+    @property
+    def time_to_first_token_seconds(self) -> float:
+        return self.vision_seconds + self.prefill_seconds
+
+    @property
+    def total_seconds(self) -> float:
+        return self.time_to_first_token_seconds + sum(self.token_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    token_ids: Tuple[int, ...]
+    """End-of-sequence included when it was produced."""
+    token_logprobs: Tuple[float, ...]
+    finished: bool
+    """False when `max_new_tokens` ended the answer."""
+    prompt_tokens: int
+    """Tokens of the prompt, image tokens included."""
+    timings: Timings
+
+
+def generate(
+    runtime: Runtime, spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids: np.ndarray
+) -> Generation:
+    """Answer one question; see `stream`."""
+    tokens = stream(runtime, spec, pixel_values, input_ids)
+    try:
+        while True:
+            next(tokens)
+    except StopIteration as end:
+        generation: Generation = end.value
+        return generation
+
+
+def stream(
+    runtime: Runtime, spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids: np.ndarray
+) -> Generator[Token, None, Generation]:
+    """Yield tokens until end of sequence or `spec.max_new_tokens`; the generator returns the `Generation`.
+
+    pixel_values float32 [tiles, 3, S, S] or None, input_ids int64 [1, T] with image tokens expanded.
+    `runtime.start` must have allocated a cache of `spec.max_context` tokens; it is reset here.
+
+    Raises PromptError, before anything is computed, when the image tokens do not match the picture or
+    prompt and answer exceed the context.
+    """
+    check_prompt(spec, pixel_values, input_ids)
+    start = time.perf_counter()
+    features = None if pixel_values is None else runtime.encode_image(pixel_values)
+    seen = time.perf_counter()
+    embeds = splice(runtime.embed(input_ids), features, input_ids, spec)
+    runtime.reset()
+    token, logprob = greedy(runtime.step(embeds))
+    prefilled = time.perf_counter()
+    ids, logprobs, steps = [token], [logprob], []
+    yield Token(token, logprob, prefilled - start)
+    while token not in spec.eos_token_ids and len(ids) < spec.max_new_tokens:
+        before = time.perf_counter()  # what the consumer did since the last token is not counted
+        token, logprob = greedy(runtime.step(runtime.embed(np.array([[token]], np.int64))))
+        steps.append(time.perf_counter() - before)
+        ids.append(token)
+        logprobs.append(logprob)
+        yield Token(token, logprob, steps[-1])
+    return Generation(
+        token_ids=tuple(ids),
+        token_logprobs=tuple(logprobs),
+        finished=token in spec.eos_token_ids,
+        prompt_tokens=int(input_ids.shape[1]),
+        timings=Timings(seen - start, prefilled - seen, tuple(steps)),
+    )
+
+
+def check_prompt(spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids: np.ndarray) -> None:
+    """Raises PromptError when image tokens and tiles disagree, or the context is too short."""
+    tiles = 0 if pixel_values is None else len(pixel_values)
+    expected = tiles * spec.prompt.tokens_per_tile
+    found = int(np.count_nonzero(input_ids == spec.image_token_id))
+    if found != expected:
+        raise PromptError(
+            f"The prompt has {found} image tokens, the picture needs {expected} ({tiles} tiles of "
+            f"{spec.prompt.tokens_per_tile}). Does the question itself contain {spec.prompt.image_token!r}?"
+        )
+    length = int(input_ids.shape[1])
+    if length == 0:
+        raise PromptError("The prompt is empty; it needs at least one token.")
+    if length + spec.max_new_tokens > spec.max_context:
+        raise PromptError(
+            f"The prompt has {length} tokens ({found} of them from the picture); with up to "
+            f"{spec.max_new_tokens} new ones it exceeds the context of {spec.max_context}. Shorten the "
+            "question, or compile with fewer tiles or a larger `max_context`."
+        )
+
+
+def splice(
+    embeds: np.ndarray, features: Optional[np.ndarray], input_ids: np.ndarray, spec: ModelSpec
+) -> np.ndarray:
+    """Put image features [tiles, tokens per tile, D] where the image tokens are in embeds [1, T, D].
+
+    Raises ExecutionError when the vision encoder gave another number of features than tokens.
+    """
+    if features is None:
+        return embeds
+    places = input_ids == spec.image_token_id
+    rows = features.reshape(-1, features.shape[-1])
+    if len(rows) != int(places.sum()):
+        raise ExecutionError(
+            f"The vision encoder gave {len(rows)} image features for {int(places.sum())} image tokens; "
+            "graph and manifest are of different models."
+        )
+    spliced: np.ndarray = embeds.copy()
+    spliced[places] = rows
+    return spliced
+
+
+def greedy(logits: np.ndarray) -> Tuple[int, float]:
+    """(most likely token, natural logarithm of its probability) of raw logits float32 [V].
+
+    The softmax is summed in float64: float32 loses half the digits over 50,000 entries.
+    Raises ExecutionError when the logits are not finite.
+    """
+    if not np.all(np.isfinite(logits)):
+        raise ExecutionError("The decoder's logits are not finite: the compiled model is broken.")
+    token = int(np.argmax(logits))
+    shifted = logits.astype(np.float64) - float(logits[token])
+    return token, float(-np.log(np.exp(shifted).sum()))

@@ -1,0 +1,177 @@
+"""Evidence: every item answered, latency and memory measured, on the machine that this runs on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from edgevlm_runner.bundle import Bundle
+from edgevlm_runner.contract import CLEAN, FORMAT_VERSION, Answer, Item, read_jsonl, to_json
+from edgevlm_runner.errors import BundleError
+from edgevlm_runner.respond import Respondent
+from edgevlm_runner.storage import file_digest, storage_errors
+
+WARM_UP_ITEMS = 5
+LATENCY_ITEMS = 120
+"""Enough for a two-sided 95 % interval of the 95th percentile (73 is the least)."""
+FLUSH_EVERY = 32
+
+Progress = Callable[[int, int], None]
+"""Called with (items answered, items in all)."""
+
+
+def gather(bundle: Bundle, out: Path, progress: Progress, threads: Optional[int] = None) -> None:
+    """Write `answers.jsonl` and `evidence.json` to `out`.
+
+    Answers of a killed run are taken up again when they come from the same bundle on the same
+    runtime and threads. Latency is measured first, on an otherwise idle runtime.
+    """
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        with Respondent(bundle, threads) as respondent:
+            loaded_ms = 1e3 * (time.perf_counter() - began)
+            origin = _origin(bundle, respondent)
+            latency = _latency(respondent, bundle.items)
+            _answer_all(respondent, bundle.items, out, origin, progress)
+        answers = out / "answers.jsonl"
+        evidence = dict(origin)
+        evidence.update(
+            machine=machine(),
+            items=len(bundle.items),
+            answers_sha256=file_digest(answers),
+            load_ms=loaded_ms,
+            seconds=time.perf_counter() - began,
+            latency=latency,
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+        temporary = out / "evidence.json.tmp"
+        temporary.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+        os.replace(str(temporary), str(out / "evidence.json"))
+
+
+def read_evidence(directory: Path, bundle_digest: str) -> Dict[str, Any]:
+    """Evidence of the bundle with that digest. Raises BundleError when it is of another or altered."""
+    path = directory / "evidence.json"
+    try:
+        evidence = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: no readable evidence ({error}). Run `edgevlm validate`.") from error
+    if not isinstance(evidence, dict) or evidence.get("format_version") != FORMAT_VERSION:
+        raise BundleError(f"{path}: evidence of another version of edgevlm. Run `edgevlm validate` again.")
+    if evidence.get("bundle") != bundle_digest:
+        raise BundleError(f"{path}: evidence of another bundle. Run `edgevlm validate` on this one.")
+    if evidence.get("answers_sha256") != file_digest(directory / "answers.jsonl"):
+        raise BundleError(f"{directory}/answers.jsonl is not what evidence.json was written for.")
+    return evidence
+
+
+def _origin(bundle: Bundle, respondent: Respondent) -> Dict[str, Any]:
+    """What the answers depend on."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "bundle": bundle.digest,
+        "runtime": {"name": bundle.model.runtime, "versions": dict(respondent.runtime.versions())},
+        "threads": respondent.threads,
+    }
+
+
+def _latency(respondent: Respondent, items: Sequence[Item]) -> Dict[str, List[float]]:
+    """Samples in milliseconds over clean items spread through the table, after a warm-up."""
+    clean = [item for item in items if item.condition == CLEAN]
+    step = max(1, len(clean) // LATENCY_ITEMS)
+    for item in clean[:WARM_UP_ITEMS]:
+        respondent.answer(item)
+    replies = [respondent.answer(item)[1] for item in clean[::step][:LATENCY_ITEMS]]
+    samples: Dict[str, List[float]] = {
+        name: [round(getattr(reply, name), 3) for reply in replies]
+        for name in ("preprocess_ms", "vision_ms", "time_to_first_token_ms", "latency_ms")
+    }
+    samples["per_token_ms"] = [round(one, 3) for reply in replies for one in reply.per_token_ms]
+    return samples
+
+
+def _answer_all(
+    respondent: Respondent, items: Sequence[Item], out: Path, origin: Dict[str, Any], progress: Progress
+) -> None:
+    partial = out / "answers.partial.jsonl"
+    done = _resumable(partial, origin)
+    with open(partial, "a", encoding="utf-8") as stream:
+        if not done:
+            stream.seek(0)
+            stream.truncate()
+            stream.write(json.dumps(origin) + "\n")
+        for number, item in enumerate(items):
+            if item.id not in done:
+                done[item.id], _ = respondent.answer(item)
+                stream.write(json.dumps(to_json(done[item.id]), ensure_ascii=False) + "\n")
+            if number % FLUSH_EVERY == 0:
+                stream.flush()
+                progress(number + 1, len(items))
+    progress(len(items), len(items))
+    complete = out / "answers.jsonl.tmp"
+    with open(complete, "w", encoding="utf-8", newline="\n") as stream:
+        for item in items:
+            stream.write(json.dumps(dataclasses.asdict(done[item.id]), ensure_ascii=False) + "\n")
+    os.replace(str(complete), str(out / "answers.jsonl"))
+    partial.unlink()
+
+
+def _resumable(partial: Path, origin: Dict[str, Any]) -> Dict[str, Answer]:
+    """Answers of a killed run with the same origin; its last, cut line is dropped."""
+    if not partial.exists():
+        return {}
+    head, _, rows = partial.read_text(encoding="utf-8").partition("\n")
+    try:
+        if json.loads(head) != origin:
+            return {}
+        kept = rows[: rows.rfind("\n") + 1]
+        body = partial.with_name("answers.resumed.jsonl")
+        body.write_text(kept, encoding="utf-8")
+        done = {answer.item_id: answer for answer in read_jsonl(body, Answer)}
+        body.unlink()
+        partial.write_text(head + "\n" + kept, encoding="utf-8")
+        return done
+    except (ValueError, BundleError):
+        return {}
+
+
+def machine() -> Dict[str, Any]:
+    """What the evidence was gathered on."""
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    """The board's or processor's name from the kernel, where it tells."""
+    for path, key in (("/proc/device-tree/model", None), ("/proc/cpuinfo", "model name")):
+        try:
+            text = Path(path).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        if key is None:
+            return text.strip("\0\n ")
+        for line in text.splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,122 @@
+"""A bundle that answers: its runtime, tokenizer and prompt in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Callable, List, Optional, Tuple, Type
+
+from edgevlm_runner import runtimes
+from edgevlm_runner.bundle import Bundle
+from edgevlm_runner.contract import Answer, Item
+from edgevlm_runner.generate import Generation, stream
+from edgevlm_runner.inputs import Inputs, from_item, from_picture, load_tokenizer
+from edgevlm_runner.preprocess import load_image
+
+LOWEST_PROBABILITY = 1e-10
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """An answer and what it took. Times in milliseconds."""
+
+    text: str
+    token_ids: Tuple[int, ...]
+    token_logprobs: Tuple[float, ...]
+    finished: bool
+    preprocess_ms: float
+    vision_ms: float
+    time_to_first_token_ms: float
+    """From the encoded picture file to the first token, preprocessing included."""
+    per_token_ms: Tuple[float, ...]
+    """Each token after the first."""
+    latency_ms: float
+    """From the encoded picture file to the last token."""
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the token probabilities, end-of-sequence included; 0 without tokens."""
+        if not self.token_logprobs:
+            return 0.0
+        floor = math.log(LOWEST_PROBABILITY)
+        return math.exp(sum(max(one, floor) for one in self.token_logprobs) / len(self.token_logprobs))
+
+
+class Respondent:
+    """Holds the loaded graphs of one bundle; use it as a context manager.
+
+    Raises RuntimeUnavailable when the bundle's runtime is not installed, ExecutionError when it
+    refuses a graph.
+    """
+
+    def __init__(self, bundle: Bundle, threads: Optional[int] = None) -> None:
+        self._bundle = bundle
+        self._tokenizer = load_tokenizer(bundle.path("tokenizer/tokenizer.json"))
+        self._seed = int(bundle.manifest["seeds"]["evaluation"])
+        target = json.loads(bundle.path("target.json").read_text(encoding="utf-8"))
+        self.threads = threads or int(target["threads"])
+        self.runtime = runtimes.load(bundle.root, bundle.model, self.threads)
+
+    def __enter__(self) -> Respondent:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.runtime.close()
+
+    def ask(self, question: str, image: Optional[Path], on_text: Callable[[str], None]) -> Reply:
+        """Answer one question; `on_text` gets the answer piece by piece."""
+        began = time.perf_counter()
+        picture = load_image(image) if image is not None else None
+        inputs = from_picture(picture, question, self._bundle.model, self._tokenizer)
+        return self._reply(inputs, began, on_text)
+
+    def answer(self, item: Item) -> Tuple[Answer, Reply]:
+        """Answer one item of the bundle, on corrupted pixels where its condition says so."""
+        began = time.perf_counter()
+        inputs = from_item(item, self._bundle.root, self._seed, self._bundle.model, self._tokenizer)
+        reply = self._reply(inputs, began, lambda _: None)
+        return Answer(item.id, reply.text, reply.token_ids, reply.token_logprobs, reply.finished), reply
+
+    def _reply(self, inputs: Inputs, began: float, on_text: Callable[[str], None]) -> Reply:
+        spec = self._bundle.model
+        preprocess_ms = 1e3 * (time.perf_counter() - began)
+        tokens: List[int] = []
+        shown = ""
+        steps = stream(self.runtime, spec, inputs.pixel_values, inputs.input_ids)
+        while True:
+            try:
+                tokens.append(next(steps).id)
+            except StopIteration as end:
+                made: Generation = end.value
+                break
+            shown = self._show(tokens, shown, on_text)
+        times = made.timings
+        first_ms = preprocess_ms + 1e3 * times.time_to_first_token_seconds
+        return Reply(
+            text=self._tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+            token_ids=made.token_ids,
+            token_logprobs=made.token_logprobs,
+            finished=made.finished,
+            preprocess_ms=preprocess_ms,
+            vision_ms=1e3 * times.vision_seconds,
+            time_to_first_token_ms=first_ms,
+            per_token_ms=tuple(1e3 * one for one in times.token_seconds),
+            latency_ms=preprocess_ms + 1e3 * times.total_seconds,
+        )
+
+    def _show(self, tokens: List[int], shown: str, on_text: Callable[[str], None]) -> str:
+        """The text so far. A character may span tokens, so a cut one waits for its rest."""
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        if not text.endswith("\ufffd") and len(text) > len(shown):
+            on_text(text[len(shown) :] if shown else text.lstrip())
+            return text
+        return shown

@@ -1,0 +1,181 @@
+"""ONNX Runtime on CPU: three sessions, and a KV cache that the decoder updates in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Tuple, Union
+
+import numpy as np
+
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.errors import ExecutionError, RuntimeUnavailable
+
+COMPONENTS = ("vision_encoder", "embedding", "decoder")
+
+
+class OnnxRuntime:
+    """`edgevlm_runner.runtimes.Runtime` on ONNX Runtime's CPU provider.
+
+    Raises RuntimeUnavailable when the package is missing, ExecutionError when a graph is missing, damaged
+    or of another shape than `spec` says.
+    """
+
+    def __init__(self, root: Path, spec: ModelSpec, threads: int = 1, optimize: bool = True) -> None:
+        """Load the graphs that `spec.graphs` names below `root`.
+
+        optimize: False switches every graph optimisation off, for comparing with the source model.
+        """
+        self._spec = spec
+        self._ort = _import_onnxruntime()
+        paths = {component: _graph_path(root, spec, component) for component in COMPONENTS}
+        self._vision = self._load(paths["vision_encoder"], threads, optimize)
+        self._embedding = self._load(paths["embedding"], 1, optimize)
+        self._decoder = self._load(paths["decoder"], threads, optimize)
+        self._cache: List[Any] = []
+        self._tokens = 0
+        self._max_context = 0
+        self._check_signatures(paths)
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D].
+
+        Tile by tile: the peak memory does not grow with the picture, and a CPU gains nothing from batches.
+        """
+        features = [
+            self._run(self._vision, {"pixel_values": np.ascontiguousarray(tile[None], np.float32)})
+            for tile in pixel_values
+        ]
+        return np.concatenate(features) if features else np.zeros((0, 0, self._spec.hidden_size), np.float32)
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """int64 [1, T] → float32 [1, T, D]."""
+        return self._run(self._embedding, {"input_ids": np.ascontiguousarray(input_ids, np.int64)})
+
+    def start(self, max_context: int) -> None:
+        """Allocate key and value per layer, float32 [1, kv heads, max_context, head dim], and bind them.
+
+        The same buffer is input and output: GroupQueryAttention then appends to it instead of copying it.
+        """
+        spec, new = self._spec, self._ort.OrtValue
+        shape = (1, spec.kv_heads, max_context, spec.head_dim)
+        self._binding = self._decoder.io_binding()
+        self._cache = [new.ortvalue_from_numpy(np.zeros(shape, np.float32)) for _ in range(2 * spec.layers)]
+        for name, buffer in zip(self._cache_names(), self._cache):
+            self._binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
+            self._binding.bind_ortvalue_output(f"present.{name}", buffer)
+        self._logits = new.ortvalue_from_numpy(np.zeros((1, spec.vocab_size), np.float32))
+        self._binding.bind_ortvalue_output("logits", self._logits)
+        self._mask = np.ones((1, max_context), np.int64)
+        self._positions = np.arange(max_context, dtype=np.int64)[None]
+        self._max_context = max_context
+        self._tokens = 0
+
+    def reset(self) -> None:
+        """Forget all tokens; what is left in the buffers is behind the mask's length and never read."""
+        self._tokens = 0
+
+    def step(self, embeds: np.ndarray) -> np.ndarray:
+        """Append float32 [1, T, D] to the context → logits float32 [V] of its last token."""
+        first, total = self._tokens, self._tokens + embeds.shape[1]
+        if total > self._max_context:
+            raise ExecutionError(
+                f"{total} tokens do not fit the cache of {self._max_context}; call start() with more."
+            )
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(embeds, np.float32),
+            "attention_mask": self._mask[:, :total],
+            "position_ids": self._positions[:, first:total],
+        }
+        try:
+            for name, array in inputs.items():
+                self._binding.bind_cpu_input(name, array)
+            self._decoder.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime raises a dozen unrelated classes
+            raise ExecutionError(f"ONNX Runtime failed while decoding: {error}") from error
+        self._tokens = total
+        logits: np.ndarray = self._logits.numpy()[0]
+        return logits
+
+    def versions(self) -> Dict[str, str]:
+        return {"onnxruntime": str(self._ort.__version__), "numpy": np.__version__}
+
+    def close(self) -> None:
+        self._cache = []
+        self._binding = self._logits = self._vision = self._embedding = self._decoder = None
+
+    def __enter__(self) -> OnnxRuntime:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def _load(self, path: Path, threads: int, optimize: bool) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Idle threads of one session must not take the cores that the next session computes on.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Without VNNI, AVX2 saturates products of uint8 and int8; this makes the runtime use exact kernels.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not optimize:
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a dozen unrelated classes
+            raise ExecutionError(
+                f"{path}: ONNX Runtime {self._ort.__version__} refuses this graph: {error}"
+            ) from error
+
+    def _run(self, session: Any, inputs: Dict[str, np.ndarray]) -> np.ndarray:
+        try:
+            output: np.ndarray = session.run(None, inputs)[0]
+        except Exception as error:  # onnxruntime raises a dozen unrelated classes
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise ExecutionError(f"ONNX Runtime failed on {shapes}: {error}") from error
+        return output
+
+    def _cache_names(self) -> List[str]:
+        return [f"{layer}.{part}" for layer in range(self._spec.layers) for part in ("key", "value")]
+
+    def _check_signatures(self, paths: Dict[str, Path]) -> None:
+        spec = self._spec
+        cache: List[Union[str, int]] = ["batch", spec.kv_heads, "past", spec.head_dim]
+        decoder: Dict[str, List[Union[str, int]]] = {
+            "inputs_embeds": ["batch", "tokens", spec.hidden_size],
+            "attention_mask": ["batch", "total"],
+            "position_ids": ["batch", "tokens"],
+        }
+        decoder.update({f"past_key_values.{name}": cache for name in self._cache_names()})
+        side = spec.image.tile_size
+        expected: Dict[str, Tuple[Any, Dict[str, List[Union[str, int]]]]] = {
+            "vision_encoder": (self._vision, {"pixel_values": ["tiles", 3, side, side]}),
+            "embedding": (self._embedding, {"input_ids": ["batch", "tokens"]}),
+            "decoder": (self._decoder, decoder),
+        }
+        for component, (session, inputs) in expected.items():
+            found = {value.name: value.shape for value in session.get_inputs()}
+            names = sorted(set(found) | set(inputs))
+            wrong = [name for name in names if found.get(name) != inputs.get(name)]
+            if wrong:
+                raise ExecutionError(
+                    f"{paths[component]}: input {wrong[0]} is {found.get(wrong[0])}, the manifest asks for "
+                    f"{inputs.get(wrong[0])}. Graph and manifest are of different models."
+                )
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"onnxruntime cannot be imported ({error}). Install it: pip install 'onnxruntime>=1.20'."
+        ) from error
+    return onnxruntime
+
+
+def _graph_path(root: Path, spec: ModelSpec, component: str) -> Path:
+    name = spec.graphs.get(component)
+    if name is None or not (root / name).is_file():
+        raise ExecutionError(f"{root}: the graph of the {component} ({name}) is missing.")
+    return root / name

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevlm_deploy import datasets
+from edgevlm_deploy.artifacts import tree_digest
+from edgevlm_deploy.demo.dataset import samples
+from edgevlm_deploy.demo.scenes import COLOURS, COLUMNS, SHAPES, SIDE, SIZES, TEXTURES, Split, scene
+
+
+def test_a_scene_is_the_same_on_every_call() -> None:
+    first, again = scene(Split.EVALUATION, 5), scene(Split.EVALUATION, 5)
+    assert first.things == again.things
+    assert np.array_equal(first.pixels, again.pixels)
+
+
+def test_pixels_and_layout() -> None:
+    for index in range(50):
+        one = scene(Split.TUNING, index)
+        assert one.pixels.shape == (SIDE, SIDE, 3)
+        assert one.pixels.dtype == np.uint8
+        assert 2 <= len(one.things) <= COLUMNS
+        columns = [thing.column for thing in one.things]
+        assert columns == sorted(set(columns))
+
+
+def test_no_picture_is_in_two_splits() -> None:
+    """By content, not only by seed."""
+    seen = {split: {scene(split, index).pixels.tobytes() for index in range(100)} for split in Split}
+    assert len(set().union(*seen.values())) == 100 * len(Split)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values"),
+    [("shape", SHAPES), ("colour", COLOURS), ("size", SIZES), ("texture", TEXTURES)],
+)
+def test_attributes_are_spread_evenly(attribute: str, values: tuple[str, ...]) -> None:
+    things = [thing for index in range(300) for thing in scene(Split.EVALUATION, index).things]
+    counts = Counter(getattr(thing, attribute) for thing in things)
+    assert set(counts) == set(values)
+    for value in values:
+        assert counts[value] / len(things) == pytest.approx(1 / len(values), abs=0.06)
+
+
+def test_an_object_is_visible_where_the_scene_says() -> None:
+    """Its cell differs more from the empty cells than they do from each other."""
+    cell = SIDE // COLUMNS
+    distances: dict[bool, list[float]] = {True: [], False: []}
+    for index in range(100):
+        one = scene(Split.EVALUATION, index)
+        occupied = {(thing.row, thing.column) for thing in one.things}
+        cells = one.pixels.reshape(COLUMNS, cell, COLUMNS, cell, 3).astype(float)
+        median = np.median(one.pixels.reshape(-1, 3), axis=0)
+        for row in range(COLUMNS):
+            for column in range(COLUMNS):
+                middle = cells[row, 6:-6, column, 6:-6]
+                distances[(row, column) in occupied].append(float(np.abs(middle - median).mean()))
+    assert np.median(distances[True]) > 3 * np.median(distances[False])
+
+
+def test_the_data_set_on_disk(tmp_path: Path) -> None:
+    evaluation = samples(Split.EVALUATION, 12, 4, tmp_path / "a")
+    assert len(evaluation) == 48
+    assert evaluation[-1].id == "evaluation-000011-3"
+    assert samples(Split.EVALUATION, 12, 4, tmp_path / "b") != evaluation  # other paths, same content:
+    assert tree_digest(tmp_path / "a") == tree_digest(tmp_path / "b")
+    assert datasets.load(tmp_path / "a") == evaluation
+    calibration = samples(Split.CALIBRATION, 12, 4, tmp_path / "c")
+    datasets.check_disjoint(calibration, evaluation)

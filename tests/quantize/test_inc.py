@@ -1,0 +1,238 @@
+"""Intel Neural Compressor on a tiny vision-language model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgevlm_deploy.errors import DataError, QuantizationError
+from edgevlm_deploy.quantize import QuantizedModel, capture, fakequant, inc, quantize, resolve, uniform
+from edgevlm_deploy.recipe import Algorithm, Component, ModuleOverride, Precision, Quantizer, Scheme
+
+LAYERS = "model.text_model.layers"
+VISION = "model.vision_model.encoder"
+INC = Quantizer.NEURAL_COMPRESSOR
+
+
+def decoder(scheme: Scheme, algorithm: Algorithm) -> dict[Component, Precision]:
+    return {Component.DECODER: Precision(scheme=scheme, algorithm=algorithm)}
+
+
+def override(pattern: str, scheme: Scheme, algorithm: Algorithm = Algorithm.RTN) -> ModuleOverride:
+    return ModuleOverride(pattern=pattern, scheme=scheme, algorithm=algorithm)
+
+
+def logits(model: Any, batches: list[dict[str, Any]]) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([model(**batch).logits[0] for batch in batches])
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).detach().norm() / expected.detach().norm())
+
+
+@pytest.fixture(scope="module")
+def correlated_model(float_model: Any) -> Any:
+    """Embeddings of rank 8 plus a little noise, and a few loud channels: what GPTQ and AWQ are for."""
+    model = copy.deepcopy(float_model)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in (model.model.text_model.embed_tokens.weight,):
+            low_rank = torch.randn(weight.shape[0], 8, generator=generator) @ torch.randn(
+                8, weight.shape[1], generator=generator
+            )
+            weight.copy_(low_rank + 0.05 * torch.randn(weight.shape, generator=generator))
+        for layer in model.model.text_model.layers:
+            layer.input_layernorm.weight[:4] *= 15
+            layer.post_attention_layernorm.weight[:4] *= 15
+    return model
+
+
+@pytest.mark.parametrize("scheme", [Scheme.W4A16_G32, Scheme.W3A16_CHANNEL])
+def test_gptq_beats_rounding_after_scales_were_rounded(
+    correlated_model: Any, batches: Any, modules: Any, scheme: Scheme
+) -> None:
+    errors = {}
+    for algorithm in (Algorithm.RTN, Algorithm.GPTQ):
+        request = resolve(decoder(scheme, algorithm), (), modules, INC)
+        table = quantize(lambda: copy.deepcopy(correlated_model), request, batches).table
+        seen: list[dict[str, Any]] = []
+        errors[algorithm] = []
+        # The input of layer 0 does not depend on how anything was rounded.
+        for name in ("q_proj", "k_proj", "v_proj"):
+            module = f"{LAYERS}.0.self_attn.{name}"
+            seen.clear()
+            capture.watch(correlated_model, module, batches, seen.append)
+            x = torch.cat([inputs["input"][0] for inputs in seen])
+            weight = correlated_model.get_submodule(module).weight.detach()
+            difference = torch.from_numpy(table[module].dequantize()) - weight
+            errors[algorithm].append(relative_error(x @ (weight + difference).T, x @ weight.T))
+    assert all(g < 0.7 * r for g, r in zip(errors[Algorithm.GPTQ], errors[Algorithm.RTN], strict=True)), (
+        errors
+    )
+
+
+def test_awq_beats_rounding_with_loud_channels(correlated_model: Any, batches: Any, modules: Any) -> None:
+    expected = logits(correlated_model, batches)
+    errors = {}
+    for algorithm in (Algorithm.RTN, Algorithm.AWQ):
+        request = resolve(decoder(Scheme.W4A16_G32, algorithm), (), modules, INC)
+        quantized = quantize(lambda: copy.deepcopy(correlated_model), request, batches)
+        fake = fakequant.apply(copy.deepcopy(correlated_model), quantized)
+        errors[algorithm] = relative_error(logits(fake, batches), expected)
+    assert errors[Algorithm.AWQ] < 0.9 * errors[Algorithm.RTN], errors
+
+
+def test_awq_changes_norms_and_only_what_it_names(
+    load_model: Callable[[], Any], batches: Any, modules: Any
+) -> None:
+    overrides = (
+        override(f"{LAYERS}.0.mlp.up_proj", Scheme.FP16),
+        override(f"{LAYERS}.1.self_attn.k_proj", Scheme.W8A16),
+    )
+    request = resolve(decoder(Scheme.W4A16_G32, Algorithm.AWQ), overrides, modules, INC)
+    quantized = quantize(load_model, request, batches)
+    norms = {
+        f"{LAYERS}.{i}.{n}.weight" for i in (0, 1) for n in ("input_layernorm", "post_attention_layernorm")
+    }
+    # The float up_proj feeds down_proj and reads a folded norm, so it changed as well.
+    assert set(quantized.float_parameters) == norms | {f"{LAYERS}.0.mlp.up_proj.weight"}
+    assert quantized.table[f"{LAYERS}.1.self_attn.k_proj"].bits == 8
+    # The 8-bit k_proj is nearly exact, but only together with the folded norm.
+    folded = load_model()
+    for name, values in quantized.float_parameters.items():
+        folded.get_parameter(name).data = torch.from_numpy(values)
+    module, norm = f"{LAYERS}.1.self_attn.k_proj", f"{LAYERS}.1.input_layernorm"
+    source = load_model()
+    scale = source.get_submodule(norm).weight / folded.get_submodule(norm).weight
+    got = torch.from_numpy(quantized.table[module].dequantize())
+    assert relative_error(got, source.get_submodule(module).weight * scale) < 0.02
+    assert relative_error(got, source.get_submodule(module).weight) > 0.05
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.GPTQ, Algorithm.AWQ])
+def test_modules_that_were_not_asked_for_stay_float(
+    load_model: Callable[[], Any], batches: Any, modules: Any, algorithm: Algorithm
+) -> None:
+    overrides = (
+        override(f"{LAYERS}.0.*", Scheme.FP16),
+        override(f"{LAYERS}.1.mlp.down_proj", Scheme.W4A16_G64, algorithm),
+    )
+    request = resolve(decoder(Scheme.W4A16_G32, algorithm), overrides, modules, INC)
+    quantized = quantize(load_model, request, batches)
+    assert set(quantized.table) == {name for name in modules["decoder"] if name.startswith(f"{LAYERS}.1.")}
+    assert quantized.table[f"{LAYERS}.1.mlp.down_proj"].block == 64
+    assert quantized.table[f"{LAYERS}.1.mlp.up_proj"].block == 32
+    source, fake = load_model(), fakequant.apply(load_model(), quantized)
+    assert relative_error(logits(fake, batches), logits(source, batches)) < 0.3
+
+
+def test_gptq_handles_groups_without_a_negative_weight(float_model: Any, batches: Any, modules: Any) -> None:
+    model, name = copy.deepcopy(float_model), f"{LAYERS}.0.self_attn.q_proj"
+    with torch.no_grad():
+        model.get_submodule(name).weight[:8].abs_()
+        model.get_submodule(name).weight[8] = 0
+    request = resolve(decoder(Scheme.W4A16_G32, Algorithm.GPTQ), (), modules, INC)
+    linear = quantize(lambda: copy.deepcopy(model), request, batches).table[name]
+    weight = model.get_submodule(name).weight.detach().numpy()
+    top = np.maximum.reduceat(np.abs(weight[:8]), [0, 32], axis=1)
+    assert np.all(linear.scale[:8] * 7.6 > top), "half of the range is missing"
+    assert not linear.q[8].any() and np.all(linear.scale[8] > 0)
+
+
+def test_gptq_ends_with_a_short_group(load_model: Callable[[], Any], batches: Any, modules: Any) -> None:
+    def load() -> Any:
+        from transformers import SmolVLMForConditionalGeneration
+
+        config = copy.deepcopy(load_model().config)
+        config.text_config.intermediate_size = 144
+        torch.manual_seed(0)
+        return SmolVLMForConditionalGeneration(config).eval()
+
+    request = resolve(decoder(Scheme.W4A16_G64, Algorithm.GPTQ), (), modules, INC)
+    linear = quantize(load, request, batches).table[f"{LAYERS}.1.mlp.down_proj"]
+    assert linear.q.shape == (64, 144) and linear.scale.shape == (64, 3)
+
+
+def test_rounding_equals_the_library_up_to_the_rounded_scale(float_model: Any) -> None:
+    name = f"{LAYERS}.0.mlp.up_proj"
+    weight = float_model.get_submodule(name).weight.detach()
+    with inc._library() as library:
+        config = library.RTNConfig(bits=4, group_size=32, use_sym=True, use_layer_wise=False)
+        stack = copy.deepcopy(float_model.get_submodule(f"{LAYERS}.0.mlp"))
+        converted = library.convert(library.prepare(stack, config))
+        unpacked = converted.up_proj.unpack()
+    q, scale = uniform.quantize_symmetric(weight.numpy(), 4, 32)
+    np.testing.assert_allclose(scale, unpacked["scales"].float().numpy(), rtol=2**-8 + 2**-10)
+    difference = np.abs(q.astype(int) - (unpacked["int_weight"].numpy().astype(int) - 8))
+    assert difference.max() <= 1 and difference.mean() < 0.02
+
+
+def test_static_ranges_cover_every_sample(float_model: Any, batch_of: Any, modules: Any) -> None:
+    batches = [batch_of(seed, pictures=1 + seed % 2) for seed in range(4)]
+    batches[2]["pixel_values"] = batches[2]["pixel_values"] * 20  # a rare loud picture
+    names = modules["vision_encoder"] + modules["projector"]
+    scales = inc.static_scales(copy.deepcopy(float_model), names, batches)
+    assert set(scales) == set(names)
+    for name in names:
+        largest: list[float] = []
+        capture.watch(
+            float_model, name, batches, lambda seen, top=largest: top.append(float(seen["input"].abs().max()))
+        )
+        assert scales[name] == pytest.approx(max(largest) / 127.5, rel=1e-4), name
+
+
+def test_vision_w8a8_with_everything_else(load_model: Callable[[], Any], batches: Any, modules: Any) -> None:
+    static, rounded = Precision(scheme=Scheme.W8A8), Precision(scheme=Scheme.W8A16)
+    components = {
+        Component.VISION_ENCODER: static,
+        Component.PROJECTOR: static,
+        Component.EMBEDDING: rounded,
+        Component.HEAD: rounded,
+        **decoder(Scheme.W4A16_G32, Algorithm.GPTQ),
+    }
+    request = resolve(components, (override("*.1.mlp.down_proj", Scheme.W8A16),), modules, INC)
+    first, second = (quantize(load_model, request, batches) for _ in range(2))
+    assert list(first.table) == list(request)
+    for name in request:
+        np.testing.assert_array_equal(first.table[name].q, second.table[name].q)
+        assert first.table[name].activation == second.table[name].activation
+    embedding = first.table["model.text_model.embed_tokens"]
+    assert embedding.scale.shape == (320, 1) and first.table["lm_head"].block == 32
+    assert not any("patch_embedding" in name for name in first.table)
+    fake, source = fakequant.apply(load_model(), first), load_model()
+    assert relative_error(logits(fake, batches), logits(source, batches)) < 0.4
+
+
+def test_rounding_needs_no_calibration(load_model: Callable[[], Any], modules: Any) -> None:
+    request = resolve(decoder(Scheme.W4A16_G32, Algorithm.RTN), (), modules, INC)
+    assert isinstance(quantize(load_model, request, []), QuantizedModel)
+    searched = resolve(decoder(Scheme.W4A16_G32, Algorithm.GPTQ), (), modules, INC)
+    with pytest.raises(DataError, match="calibration set is empty"):
+        quantize(load_model, searched, [])
+
+
+def test_pictures_of_different_sizes_are_refused(float_model: Any, batch_of: Any) -> None:
+    small = batch_of(1)
+    small["pixel_values"] = small["pixel_values"][..., :16]
+    small["pixel_attention_mask"] = small["pixel_attention_mask"][..., :16]
+    small["input_ids"] = small["input_ids"][:, [0, 1, 2, 3, 6, 7]]
+    small["attention_mask"] = torch.ones_like(small["input_ids"])
+    with pytest.raises(QuantizationError, match="different shapes"):
+        inc._static_scales_of(copy.deepcopy(float_model), VISION, [batch_of(0), small])
+
+
+def test_the_library_is_quiet(
+    load_model: Callable[[], Any], batches: Any, modules: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    request = resolve(decoder(Scheme.W4A16_G32, Algorithm.AWQ), (), modules, INC)
+    quantize(load_model, request, batches[:2])
+    output = capfd.readouterr()
+    assert output.out == "" and output.err == ""
+    assert logging.root.manager.disable == logging.NOTSET

@@ -1,0 +1,105 @@
+"""The table of items: deterministic, spread over groups and pictures."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from edgevlm_runner.contract import Item
+
+from edgevlm_deploy import suites
+from edgevlm_deploy.errors import DataError
+from edgevlm_deploy.recipe import Corruption, Evaluation
+
+
+def item(number: int, *, group: str = "", image: int | None = 0) -> Item:
+    picture = "" if image is None else f"picture{image}"
+    return Item(
+        id=f"q{number}",
+        base_id=f"q{number}",
+        group=group,
+        condition="clean",
+        image=f"images/{picture}.png" if picture else "",
+        image_id=picture,
+        prompt="What is it?",
+        answers=("cube",),
+    )
+
+
+def questions(count: int, pictures: int) -> list[Item]:
+    return [item(n, group=("count", "colour", "shape")[n % 3], image=n % pictures) for n in range(count)]
+
+
+def test_clean_items_are_spread_over_groups_and_pictures() -> None:
+    chosen = suites.select(questions(900, pictures=300), 90, seed=0)
+    assert Counter(one.group for one in chosen) == {"count": 30, "colour": 30, "shape": 30}
+    assert max(Counter(one.image_id for one in chosen).values()) == 1
+
+
+def test_a_small_group_gives_all_it_has() -> None:
+    items = [item(n, group="large", image=n) for n in range(50)]
+    items += [item(50 + n, group="small", image=n) for n in range(3)]
+    chosen = suites.select(items, 20, seed=0)
+    assert Counter(one.group for one in chosen) == {"large": 17, "small": 3}
+
+
+def test_fewer_items_than_asked_for_are_all_taken() -> None:
+    assert len(suites.select(questions(7, pictures=2), 100, seed=0)) == 7
+
+
+def test_the_order_of_the_items_does_not_matter_and_the_seed_does() -> None:
+    items = questions(400, pictures=100)
+    evaluation = Evaluation(clean_items=50, items_per_condition=5)
+    table = suites.build(items, evaluation)
+    assert suites.build(random.Random(1).sample(items, len(items)), evaluation) == table
+    other = suites.build(items, Evaluation(clean_items=50, items_per_condition=5, seed=1))
+    assert {one.id for one in other} != {one.id for one in table}
+
+
+def test_corrupted_items_name_their_clean_item_and_condition() -> None:
+    evaluation = Evaluation(
+        clean_items=30,
+        corruptions=(Corruption.FOG, Corruption.CONTRAST),
+        severities=(1, 5),
+        items_per_condition=4,
+    )
+    table = suites.build(questions(60, pictures=20), evaluation)
+    clean = {one.id: one for one in table if one.condition == "clean"}
+    variants = [one for one in table if one.condition != "clean"]
+    assert len(clean) == 30
+    conditions = ("fog/1", "fog/5", "contrast/1", "contrast/5")
+    assert Counter(one.condition for one in variants) == dict.fromkeys(conditions, 4)
+    for one in variants:
+        assert one.id == f"{one.base_id}@{one.condition}"
+        assert (one.prompt, one.image_id) == (clean[one.base_id].prompt, clean[one.base_id].image_id)
+        assert one.corruption == (one.condition.split("/")[0], int(one.condition.split("/")[1]))
+    assert len({one.id for one in table}) == len(table)
+
+
+def test_pictures_are_used_evenly() -> None:
+    clean = suites.select(questions(300, pictures=100), 300, seed=0)
+    variants = suites.corrupted(clean, ["fog", "contrast"], [1, 2, 3, 4, 5], 50, seed=0)
+    used = Counter(one.image_id for one in variants)
+    assert set(used.values()) == {5}
+    for condition in {one.condition for one in variants}:
+        pictures = [one.image_id for one in variants if one.condition == condition]
+        assert len(set(pictures)) == len(pictures)
+
+
+def test_questions_without_a_picture_are_not_corrupted() -> None:
+    clean = [item(0, image=None), item(1, image=1)]
+    assert {one.base_id for one in suites.corrupted(clean, ["fog"], [1], 10, seed=0)} == {"q1"}
+    with pytest.raises(DataError, match="no clean item has a picture"):
+        suites.corrupted(clean[:1], ["fog"], [1], 10, seed=0)
+    assert suites.corrupted(clean[:1], [], [1], 10, seed=0) == ()
+
+
+def test_unusable_items_are_refused() -> None:
+    with pytest.raises(DataError, match="no items"):
+        suites.build([], Evaluation())
+    with pytest.raises(DataError, match="unique"):
+        suites.build([item(1), item(1)], Evaluation())
+    variant = suites.corrupted([item(1)], ["fog"], [1], 1, seed=0)[0]
+    with pytest.raises(DataError, match="expected a clean item"):
+        suites.build([variant], Evaluation())
