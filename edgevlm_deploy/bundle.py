@@ -22,6 +22,7 @@ from edgevlm_runner.bundle import (
     MANIFEST,
     MODEL,
     SEAL,
+    Bundle,
     contents_of,
     open_bundle,
     unpack,
@@ -42,7 +43,19 @@ from edgevlm_deploy.errors import BundleError
 from edgevlm_deploy.recipe import Gate, Recipe
 from edgevlm_deploy.target import Target
 
-__all__ = ["Parts", "Provenance", "open_bundle", "pack", "picture_name", "seal", "unpack", "verify", "write"]
+__all__ = [
+    "SUFFIX",
+    "Bundle",
+    "Parts",
+    "Provenance",
+    "open_bundle",
+    "pack",
+    "picture_name",
+    "seal",
+    "unpack",
+    "verify",
+    "write",
+]
 
 SUFFIX = ".edgevlm"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

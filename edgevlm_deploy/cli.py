@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,7 +107,8 @@ def validate(
 
 
 @app.command(
-    epilog='Example: edgevlm run build/demo-host-cpu.edgevlm --image scene.png --prompt "What color is the cube?"'
+    epilog="Example: edgevlm run build/demo-host-cpu.edgevlm --image scene.png "
+    '--prompt "What color is the cube?"'
 )
 def run(
     bundle: BundlePath,
@@ -205,7 +207,7 @@ def _print(data: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(data, indent=1, ensure_ascii=False) if as_json else text)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]

@@ -6,6 +6,7 @@ after the last finished one, and a recipe that changes one gate repeats nothing 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_runner.contract import CLEAN, Answer, Item, ModelSpec, read_jsonl, to_json, write_jsonl
+from edgevlm_runner.inputs import from_item, load_tokenizer
 
 from edgevlm_deploy import (
     __version__,
@@ -29,7 +31,7 @@ from edgevlm_deploy import (
     source,
     suites,
 )
-from edgevlm_deploy.artifacts import stage
+from edgevlm_deploy.artifacts import file_digest, pretty_json, stage, write_text_atomic
 from edgevlm_deploy.calibration import CalibrationSet
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
@@ -41,6 +43,8 @@ DEMO = "demo"
 DEMO_QUESTIONS_PER_PICTURE = 4
 CALIBRATION_SHARE = 0.2
 """Of the pictures in the evaluation data, when no calibration data are given."""
+VERIFICATION_ITEMS = 4
+"""Questions on which graphs and quantised model are compared, 32 greedy tokens each."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -115,7 +119,7 @@ def compile(order: Order, watch: Watcher) -> Path:
     items = _items(job, samples.evaluation)
     answers = _reference(job, items)
     quantized = _quantized(job, calibrated)
-    exported = _graphs(job, quantized)
+    exported = _graphs(job, items, quantized)
     return _bundle(job, order, items, answers, calibrated, quantized, exported)
 
 
@@ -218,7 +222,7 @@ def _reference(job: Job, items: Items) -> ReferenceAnswers:
     evaluation = job.plan.recipe.evaluation
     inputs = {
         "model": job.source.digest,
-        "items": _file(items.root / "items.jsonl"),
+        "items": file_digest(items.root / "items.jsonl"),
         "spec": _what_shapes_answers(job.spec),
         "seed": evaluation.seed,
         "packages": _versions(("torch", "transformers", "pillow", "numpy")),
@@ -249,12 +253,6 @@ def _reference(job: Job, items: Items) -> ReferenceAnswers:
         evaluation,
     )
     return ReferenceAnswers(tuple(rows), floor)
-
-
-def _file(path: Path) -> str:
-    from edgevlm_deploy.artifacts import file_digest
-
-    return file_digest(path)
 
 
 def _what_shapes_answers(spec: ModelSpec) -> Mapping[str, Any]:
@@ -289,18 +287,25 @@ def _quantized(job: Job, calibrated: CalibrationSet) -> Path:
     return stage(job.cache, "quantized", inputs, run)
 
 
-def _graphs(job: Job, quantized: Path) -> Path:
+def _graphs(job: Job, items: Items, quantized: Path) -> Path:
     """Folder with `graphs/` and `verification.json`."""
+    asked = [item for item in items.rows if item.condition == CLEAN][:VERIFICATION_ITEMS]
     inputs = {
         "quantized": quantized.name,
         "spec": to_json(job.spec),
+        "items": [[item.image_id, item.prompt] for item in asked],
         "packages": _versions(PACKAGES),
     }
     job.watch.begin("Export")
-    backend = backends.of(job.plan.target.backend)
+    compile_graphs = backends.compiler(job.plan.target.backend)
 
     def export(out: Path) -> None:
-        backend.compile(lambda: source.load(job.source), QuantizedModel.load(quantized), job.spec, out)
+        tokenizer = load_tokenizer(job.source.tokenizer)
+        samples = [from_item(item, items.root, 0, job.spec, tokenizer) for item in asked]
+        made = compile_graphs(
+            lambda: source.load(job.source), QuantizedModel.load(quantized), job.spec, samples, out
+        )
+        write_text_atomic(out / "verification.json", pretty_json(made.verification))
 
     return stage(job.cache, "graphs", inputs, export)
 
@@ -343,7 +348,7 @@ def _bundle(
             seeds={"evaluation": recipe.evaluation.seed, "calibration": recipe.calibration.seed},
             calibration={"digest": calibrated.digest, "samples": len(calibrated.rows)},
             quantization=_summary(job.plan),
-            verification=backends.verification(exported),
+            verification=json.loads((exported / "verification.json").read_text()),
             reference={
                 "weights": job.source.dtype,
                 "arithmetic": "float32 on the CPU, batched, greedy",

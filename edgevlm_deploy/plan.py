@@ -51,8 +51,8 @@ def missing_backend(target: Target) -> str | None:
     if target.backend in AVAILABLE_BACKENDS:
         return None
     return (
-        f"Target {target.name} needs the {target.backend.value} backend, which this version of edgevlm does not "
-        "have yet; `--target host-cpu` compiles the same integers for ONNX Runtime."
+        f"Target {target.name} needs the {target.backend.value} backend, which this version of edgevlm does "
+        "not have yet; `--target host-cpu` compiles the same integers for ONNX Runtime."
     )
 
 

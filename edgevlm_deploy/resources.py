@@ -49,6 +49,6 @@ def _load(kind: str, name: str, cls: type[ConfigT]) -> ConfigT:
     if not path.is_file():
         known = ", ".join(names(kind))
         raise NotFoundError(
-            f"{name!r} is not one of the {kind} ({known}). Give one of these names or the path of a YAML file."
+            f"{name!r} is not one of the {kind} ({known}). Give one of these or the path of a YAML file."
         )
     return load_yaml(path, cls)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import Answer, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
 from edgevlm_deploy import bundle, errors, metrics, verdict
 from edgevlm_deploy.artifacts import write_text_atomic
-from edgevlm_deploy.bundle import Bundle
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.errors import BundleError, EdgeVlmError
 from edgevlm_deploy.metrics import Estimate, Metrics

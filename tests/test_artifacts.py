@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from edgevlm_runner.storage import require_free
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgevlm_deploy.artifacts import (
@@ -46,6 +46,7 @@ class Point:
     where: tuple[int, ...]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=6))
 def test_digest_does_not_depend_on_the_order_of_keys(value: dict[str, object]) -> None:
     assert digest(value) == digest(dict(reversed(list(value.items()))))
@@ -250,15 +251,25 @@ def test_a_library_that_wraps_a_full_disk_is_understood(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
-    folder = Path("/proc/edgevlm")
-    if not folder.parent.is_dir():
-        pytest.skip("no /proc here")
-    with pytest.raises((StorageError, FileNotFoundError)):
-        stage(folder, "s", {}, lambda _: None)
+    """Permissions do not stop root, a read-only mount does; so one of the two is tried."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
     if os.geteuid() != 0:
-        tmp_path.chmod(0o500)
-        with pytest.raises(StorageError, match="permissions"):
-            write_text_atomic(tmp_path / "file", "x")
+        folder.chmod(0o500)
+        undo, match = None, "Change the permissions"
+    else:
+        mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("this root may not mount a file system")
+        undo, match = ["umount", str(folder)], "mounted read-only"
+    try:
+        with pytest.raises(StorageError, match=match):
+            write_text_atomic(folder / "file", "x")
+        with pytest.raises(StorageError, match=match):
+            stage(folder / "cache", "s", {}, lambda _: None)
+    finally:
+        if undo:
+            subprocess.run(undo, check=True)
 
 
 def test_too_little_room_names_both_numbers(tmp_path: Path) -> None:

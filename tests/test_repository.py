@@ -38,7 +38,12 @@ def test_exit_codes_are_unique_and_documented() -> None:
         return [cls, *(one for child in cls.__subclasses__() for one in family(child))]
 
     codes = [cls.exit_code for cls in family(EdgeVlmError)]
-    verdicts = [errors.EXIT_PASSED, errors.EXIT_GATES_FAILED, errors.EXIT_INCONCLUSIVE, errors.EXIT_INTERRUPTED]
+    verdicts = [
+        errors.EXIT_PASSED,
+        errors.EXIT_GATES_FAILED,
+        errors.EXIT_INCONCLUSIVE,
+        errors.EXIT_INTERRUPTED,
+    ]
     everything = [*codes, *verdicts, 2]
     assert len(everything) == len(set(everything))
     from edgevlm_deploy.cli import EPILOG
@@ -55,8 +60,7 @@ def test_the_runner_speaks_python_3_8(repository: Path) -> None:
 def test_help_and_the_runner_load_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "neural_compressor", "litert_torch", "onnx", "scipy", "matplotlib"}
     program = (
-        "import sys, edgevlm_deploy.cli, edgevlm_runner.measure\n"
-        f"print(sorted({heavy!r} & set(sys.modules)))"
+        f"import sys, edgevlm_deploy.cli, edgevlm_runner.measure\nprint(sorted({heavy!r} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
@@ -105,7 +109,16 @@ def test_commands_in_the_readme_exist(repository: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_carries_what_a_device_needs(repository: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(repository)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(repository),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

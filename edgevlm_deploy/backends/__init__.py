@@ -1,0 +1,76 @@
+"""From the quantised model to the files that a device executes: one module per backend.
+
+A backend is a module with one function, `compile`, of the shape of `Compile`. Its steps are its own: each
+toolchain wants quantisation and export in another order. What they share is what goes in and comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.inputs import Inputs
+
+from edgevlm_deploy.errors import PlanError
+from edgevlm_deploy.quantize.quantized_model import QuantizedModel
+from edgevlm_deploy.target import Backend
+
+GRAPH_NAMES = {
+    Backend.ONNXRUNTIME: {
+        "vision_encoder": "graphs/vision_encoder.onnx",
+        "embedding": "graphs/embedding.onnx",
+        "decoder": "graphs/decoder.onnx",
+    },
+}
+
+
+@dataclass(frozen=True)
+class CompiledGraphs:
+    """What a backend wrote below its output folder.
+
+    graphs        component → path relative to the folder, as in `ModelSpec.graphs`
+    files         every file that belongs to the graphs (external weights too) → size in bytes
+    verification  what was compared and measured, name → number; for the manifest
+    """
+
+    graphs: Mapping[str, str]
+    files: Mapping[str, int]
+    verification: Mapping[str, float]
+
+
+class Compile(Protocol):
+    def __call__(
+        self,
+        load_source: Callable[[], Any],
+        quantized: QuantizedModel | None,
+        spec: ModelSpec,
+        samples: Sequence[Inputs],
+        out_dir: Path,
+    ) -> CompiledGraphs:
+        """Write the graphs that `spec.graphs` names below `out_dir`, read them back and verify them.
+
+        load_source  returns a fresh float32 copy of the source model, in evaluation mode
+        quantized    None keeps every weight in fp16
+        samples      questions on which graphs and source model are compared; at least one
+
+        Raises ExportError when a graph does not hold or compute what was quantised.
+        """
+
+
+def graph_names(backend: Backend) -> dict[str, str]:
+    """component → path inside the bundle. Raises PlanError for a backend without a compiler here."""
+    if backend not in GRAPH_NAMES:
+        offered = ", ".join(one.value for one in GRAPH_NAMES)
+        raise PlanError(f"The target's backend {backend.value} is not offered by this version; {offered} is.")
+    return dict(GRAPH_NAMES[backend])
+
+
+def compiler(backend: Backend) -> Compile:
+    """The backend's `compile`. Raises PlanError for a backend without one here."""
+    graph_names(backend)
+    from edgevlm_deploy.backends import onnxruntime
+
+    return onnxruntime.compile

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from edgevlm_runner.contract import ModelSpec
-from edgevlm_runner.inputs import from_picture
+from edgevlm_runner.inputs import from_picture, load_tokenizer
 from edgevlm_runner.preprocess import load_image
 from numpy.typing import NDArray
 
@@ -82,6 +83,9 @@ class Batches(Sequence[Batch]):
         return np.asarray([ids], np.int64)
 
 
-def batches(calibration: CalibrationSet, spec: ModelSpec, tokenizer: Tokenizer) -> Batches:
-    """A sequence that can be walked any number of times; each walk makes the tensors anew."""
-    return Batches(calibration, spec, tokenizer)
+def batches(calibration: CalibrationSet, spec: ModelSpec, tokenizer: Path) -> Batches:
+    """A sequence that can be walked any number of times; each walk makes the tensors anew.
+
+    `tokenizer` is a tokenizer.json.
+    """
+    return Batches(calibration, spec, load_tokenizer(tokenizer))

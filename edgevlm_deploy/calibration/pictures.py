@@ -59,16 +59,15 @@ def counts(mixture: Mixture, pictures: int) -> dict[Content, int]:
 
 
 def changed(picture: Image.Image, content: Content, seed: int, key: str) -> Image.Image:
-    """RGB picture of the same size; `key` (the sample's id) and `seed` determine the noise."""
-    rgb = picture.convert("RGB")
+    """From RGB to RGB of the same size; `key` (the sample's id) and `seed` determine the noise."""
     if content is Content.DARK:
-        return rgb.point(lambda value: value * DARK_FACTOR)
+        return picture.point(lambda value: value * DARK_FACTOR)
     if content is Content.GREY:
-        return Image.new("RGB", rgb.size, (MID_GREY,) * 3)
+        return Image.new("RGB", picture.size, (MID_GREY,) * 3)
     if content is Content.NOISE:
         entropy = hashlib.sha256(f"{seed}:noise:{key}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(entropy, "big"))
-        pixels = np.asarray(rgb, np.float32) / 255.0
+        pixels = np.asarray(picture, np.float32) / 255.0
         noisy = pixels + rng.normal(0.0, NOISE_SIGMA, pixels.shape)
         return Image.fromarray(np.rint(np.clip(noisy, 0.0, 1.0) * 255.0).astype(np.uint8))
-    return rgb
+    return picture

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from edgevlm_runner.preprocess import load_image
 
 from edgevlm_deploy.artifacts import (
     canonical_json,
@@ -56,7 +56,8 @@ class CalibrationSet:
     @property
     def composition(self) -> dict[str, int]:
         """Number of pictures by content, for the manifest."""
-        return dict(Counter(row.content.value for row in self.rows if row.image))
+        found = Counter(row.content for row in self.rows if row.image)
+        return {content.value: found[content] for content in Content if found[content]}
 
 
 def build(samples: Sequence[Sample], settings: Calibration, directory: Path) -> CalibrationSet:
@@ -117,9 +118,8 @@ def _write_picture(sample: Sample, content: Content, seed: int, directory: Path)
         return ""
     data, suffix = sample.image.read_bytes(), sample.image.suffix.lower()
     if content is not Content.CLEAN:
-        with Image.open(io.BytesIO(data)) as picture:
-            png = io.BytesIO()
-            changed(picture, content, seed, sample.id).save(png, "PNG")
+        png = io.BytesIO()
+        changed(load_image(data), content, seed, sample.id).save(png, "PNG")
         data, suffix = png.getvalue(), ".png"
     name = f"pictures/{hashlib.sha256(data).hexdigest()}{suffix}"
     if content is Content.CLEAN and sample.image_id not in name:

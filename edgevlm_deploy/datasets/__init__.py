@@ -42,14 +42,19 @@ def load(path: Path, images: Path | None = None, question: str | None = None) ->
     if images is not None and not images.is_dir():
         raise NotFoundError(f"{images}: no such folder of pictures.")
     problems = Problems(path)
+    try:
+        return complete(_rows(path, images, question, problems), problems)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+
+
+def _rows(path: Path, images: Path | None, question: str | None, problems: Problems) -> list[Row]:
     files = _files(path)
-    if question is not None and files:
+    if not files:
+        return folder.read(path, question, problems)
+    if question is not None:
         raise DataError(f"{path}: a question is given for picture folders only; these data have their own.")
-    if files:
-        rows = [row for file in files for row in _read(file, images, problems)]
-    else:
-        rows = folder.read(path, question, problems)
-    return complete(rows, problems)
+    return [row for file in files for row in _read(file, images, problems)]
 
 
 def _files(path: Path) -> list[Path]:

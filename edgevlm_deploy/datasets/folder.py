@@ -11,7 +11,7 @@ from pathlib import Path
 from edgevlm_deploy.datasets.sample import Problems, Row, Sample
 from edgevlm_deploy.errors import DataError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 QUESTION = "question.txt"
 
 

@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edgevlm_runner.preprocess import load_image
 from edgevlm_runner.storage import file_digest
-from PIL import Image
 
-from edgevlm_deploy.errors import DataError
+from edgevlm_deploy.errors import DataError, ImageError
 
-MAX_PICTURE_BYTES = 256 << 20
-MAX_PICTURE_PIXELS = 64_000_000
 SHOWN = 10
 """Bad rows that an error spells out; the others are counted."""
 
@@ -70,13 +68,15 @@ def complete(rows: list[Row], problems: Problems) -> tuple[Sample, ...]:
 
     Raises DataError that lists every bad row: empty question, repeated id, missing or broken picture.
     """
-    pictures: dict[Path, str | ValueError] = {}
+    pictures: dict[Path, str | ImageError] = {}
     seen: dict[str, str] = {}
     samples: list[Sample] = []
     for row in rows:
         sample = row.sample
         if not sample.prompt.strip():
             problems.add(row.where, "the question is empty.")
+        if not all(map(_is_unicode, (sample.id, sample.group, sample.prompt, *sample.answers))):
+            problems.add(row.where, "holds half a surrogate pair, which is no Unicode text.")
         if sample.id in seen:
             problems.add(row.where, f"id {sample.id!r} was used before, at {seen[sample.id]}.")
         seen.setdefault(sample.id, row.where)
@@ -84,7 +84,7 @@ def complete(rows: list[Row], problems: Problems) -> tuple[Sample, ...]:
             identity = pictures.get(sample.image)
             if identity is None:
                 identity = pictures[sample.image] = _identify(sample.image)
-            if isinstance(identity, ValueError):
+            if isinstance(identity, ImageError):
                 problems.add(row.where, str(identity))
                 continue
             sample = replace(sample, image_id=identity)
@@ -95,25 +95,17 @@ def complete(rows: list[Row], problems: Problems) -> tuple[Sample, ...]:
     return tuple(samples)
 
 
-def _identify(path: Path) -> str | ValueError:
+def _identify(path: Path) -> str | ImageError:
     """The file's digest after a full decode, or what is wrong with it."""
     try:
-        size = path.stat().st_size
-        if size > MAX_PICTURE_BYTES:
-            return ValueError(f"picture {path} has {size:,} bytes, at most {MAX_PICTURE_BYTES:,} are read.")
-        with Image.open(path) as picture:
-            width, height = picture.size
-            if width * height > MAX_PICTURE_PIXELS:
-                return ValueError(
-                    f"picture {path} has {width} × {height} pixels, at most {MAX_PICTURE_PIXELS:,} are read."
-                )
-            picture.load()
+        load_image(path)
         return file_digest(path)
-    except FileNotFoundError:
-        return ValueError(f"picture {path} does not exist.")
-    # Pillow raises OSError, SyntaxError, ValueError … depending on which decoder meets the damage.
-    except Exception as error:
-        return ValueError(f"picture {path} cannot be decoded ({error}).")
+    except ImageError as error:
+        return error
+
+
+def _is_unicode(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def text(value: object) -> str | None:

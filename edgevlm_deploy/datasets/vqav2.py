@@ -27,7 +27,11 @@ def read(questions: Path, images: Path | None, problems: Problems) -> list[Row]:
         raise DataError(f'{questions}: data_subtype: expected a name like "val2014", got {subtype!r}.')
     beside = questions.parent / subtype
     root = images or (beside if beside.is_dir() else questions.parent)
-    by_id = {one.get("question_id"): one for one in _objects(said, "annotations", annotations)}
+    by_id = {
+        one["question_id"]: one
+        for one in _objects(said, "annotations", annotations)
+        if isinstance(one.get("question_id"), int)
+    }
     rows = []
     for number, question in enumerate(_objects(asked, "questions", questions)):
         where = f"{questions.name}: questions[{number}]"

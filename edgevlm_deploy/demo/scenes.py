@@ -128,7 +128,8 @@ def _background(rng: np.random.Generator) -> NDArray[np.uint8]:
     for cells, amplitude in ((5, 14.0), (24, 7.0)):
         coarse = rng.normal(0.0, amplitude, (cells, cells)).astype(np.float32)
         field += np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    return np.clip(base + field[..., None], 0, 255).astype(np.uint8)
+    colour: NDArray[np.uint8] = np.clip(base + field[..., None], 0, 255).astype(np.uint8)
+    return colour
 
 
 def _light_and_noise(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:

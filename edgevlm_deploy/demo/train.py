@@ -117,7 +117,7 @@ class _Optimiser:
         for group in self._adam.param_groups:
             group["lr"] = _learning_rate(step, self._steps, self._warmup, self._peak)
         self._adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._adam.step()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from edgevlm_deploy.errors import QuantizationError
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.request import ModuleRequest, Request, check_columns, resolve
@@ -44,7 +45,9 @@ def quantize(
     from edgevlm_deploy.quantize.verification import verify
 
     model = load_model()
-    shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    _check_source(request, parameters)
     check_columns(request, {name: shapes[f"{name}.weight"][1] for name in request})
     if quantizer is Quantizer.NEURAL_COMPRESSOR:
         from edgevlm_deploy.quantize import inc
@@ -56,3 +59,18 @@ def quantize(
         quantized = modelopt.quantize(model, load_model, request, calibration_batches)
     verify(quantized, request, shapes)
     return quantized
+
+
+def _check_source(request: Request, parameters: dict[str, Any]) -> None:
+    import torch
+
+    missing = [name for name in request if f"{name}.weight" not in parameters]
+    if missing:
+        raise QuantizationError(
+            f"The model has no {missing[0]}.weight; the request was made for another model."
+        )
+    other = [name for name, value in parameters.items() if value.dtype != torch.float32]
+    if other:
+        raise QuantizationError(
+            f"{other[0]} is {parameters[other[0]].dtype}; load the source model in float32 to quantise it."
+        )

@@ -26,9 +26,9 @@ JPEG_QUALITY = 78
 DIRECTIONS = {
     Flip.NEGATIVE: "right → wrong",
     Flip.POSITIVE: "wrong → right",
-    Flip.NEUTRAL: "wrong → other",
+    Flip.NEUTRAL: "other answer, same score",
 }
-"""In the order in which they are shown. A neutral flip may also be right both times, in other words."""
+"""In the order in which they are shown. A neutral flip is mostly wrong → wrong in another way."""
 
 
 @dataclass(frozen=True)

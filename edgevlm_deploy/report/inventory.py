@@ -31,7 +31,9 @@ _FILES = {
 
 def sizes(bundle: Bundle) -> dict[str, int]:
     """Bytes of the listed files by part, graphs by component first; the sum is the whole bundle."""
-    found: dict[str, int] = dict.fromkeys(bundle.model.graphs, 0)
+    order = [component.value for component in Component]
+    graphs = sorted(bundle.model.graphs, key=lambda name: order.index(name) if name in order else len(order))
+    found: dict[str, int] = dict.fromkeys(graphs, 0)
     for name, entry in bundle.manifest["files"].items():
         part = _part(name, bundle.model.graphs)
         found[part] = found.get(part, 0) + int(entry["bytes"])

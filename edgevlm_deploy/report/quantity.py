@@ -104,6 +104,8 @@ def _number(value: float, unit: Unit) -> str:
         decimals = 1 if abs(value) >= 9.995 else 2
     elif unit is Unit.RATIO:
         decimals = 3
+    elif unit is Unit.BYTES and value == int(value):
+        decimals = 0
     else:
         decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
     # A tiny negative number must not read "−0.00".

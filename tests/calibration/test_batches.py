@@ -8,6 +8,7 @@ from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from edgevlm_deploy.artifacts import file_digest
 from edgevlm_deploy.calibration import Batches, batches, build
 from edgevlm_deploy.datasets import Sample
 from edgevlm_deploy.errors import DataError
@@ -59,14 +60,13 @@ def batched(
     folder: Path, spec: ModelSpec, tokenizer: Tokenizer, answer: str, question: str = "Who?"
 ) -> Batches:
     Image.new("RGB", (48, 48), (255, 0, 0)).save(folder / "a.png")
-    from edgevlm_deploy.artifacts import file_digest
-
     image = folder / "a.png"
     samples = [
         Sample("1", "", image, file_digest(image), question, (answer,) if answer else ()),
         Sample("2", "", None, "", question, (answer,) if answer else ()),
     ]
-    return batches(build(samples, Calibration(samples=2), folder / "set"), spec, tokenizer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return batches(build(samples, Calibration(samples=2), folder / "set"), spec, folder / "tokenizer.json")
 
 
 def test_a_batch_is_what_the_model_takes(tmp_path: Path, spec: ModelSpec, tokenizer: Tokenizer) -> None:

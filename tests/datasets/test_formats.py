@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from edgevlm_deploy import datasets
@@ -85,12 +88,12 @@ def test_every_bad_row_is_named_at_once(tmp_path: Path) -> None:
         "items.jsonl:12: not JSON",
         "items.jsonl:13: expected an object, got list.",
         "items.jsonl:2: id 'twice' was used before, at items.jsonl:1.",
-        "missing.png does not exist.",
+        "missing.png: no such picture",
         "… and 2 more.",
     ):
         assert expected in message, expected
     path.write_text(json.dumps({**good, "image": "truncated.png"}) + "\n")
-    with pytest.raises(DataError, match=r"items\.jsonl:1: picture .*truncated\.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"items\.jsonl:1: .*truncated\.png: (not a picture|cannot)"):
         datasets.load(path)
 
 
@@ -225,6 +228,53 @@ def test_what_is_ambiguous_or_unknown_is_refused_with_the_known_formats(tmp_path
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="UTF-8"):
         datasets.load(tmp_path / "binary.jsonl")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.characters() | st.just("a.png"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def objects(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects with some of the keys that a format knows, and any values."""
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(keys, JSON))
+
+
+QUESTIONS = objects("question_id", "image_id", "question")
+ANNOTATIONS = objects("question_id", "image_id", "answer_type", "answers")
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ours=st.lists(objects("image", "question", "answer", "answers", "id", "group"), max_size=3),
+    polls=st.lists(objects("question_id", "image", "text", "label"), max_size=3),
+    asked=st.fixed_dictionaries(
+        {"questions": JSON | st.lists(QUESTIONS, max_size=3)}, optional={"data_subtype": JSON}
+    ),
+    said=st.fixed_dictionaries({"annotations": JSON | st.lists(ANNOTATIONS, max_size=3)}),
+    raw=st.binary(max_size=40),
+)
+def test_whatever_a_file_holds_the_answer_is_samples_or_a_sentence(
+    tmp_path: Path,
+    ours: list[dict[str, Any]],
+    polls: list[dict[str, Any]],
+    asked: dict[str, Any],
+    said: dict[str, Any],
+    raw: bytes,
+) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "raw.json").write_bytes(raw)
+    (tmp_path / "raw.jsonl").write_bytes(raw)
+    lines(tmp_path / "ours.jsonl", *ours)
+    lines(tmp_path / "coco_pope_random.json", *polls)
+    lines(tmp_path / "x_questions.json", asked)
+    lines(tmp_path / "x_annotations.json", said)
+    for name in ("raw.json", "raw.jsonl", "ours.jsonl", "coco_pope_random.json", "x_questions.json"):
+        with contextlib.suppress(DataError):
+            for sample in datasets.load(tmp_path / name):
+                assert sample.prompt.encode().strip()
 
 
 def test_published_pope_questions(real_data: Path, tmp_path: Path) -> None:

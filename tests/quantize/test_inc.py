@@ -146,6 +146,22 @@ def test_gptq_handles_groups_without_a_negative_weight(float_model: Any, batches
     assert not linear.q[8].any() and np.all(linear.scale[8] > 0)
 
 
+@pytest.mark.parametrize("algorithm", [Algorithm.GPTQ, Algorithm.AWQ])
+def test_groups_too_small_for_the_scales_of_the_library(
+    float_model: Any, batches: Any, modules: Any, algorithm: Algorithm
+) -> None:
+    model, name = copy.deepcopy(float_model), f"{LAYERS}.1.self_attn.o_proj"
+    with torch.no_grad():
+        model.get_submodule(name).weight[:4] *= 1e-6
+        model.get_submodule(name).weight[4] *= 1e-12
+    request = resolve(decoder(Scheme.W4A16_G32, algorithm), (), modules, INC)
+    linear = quantize(lambda: copy.deepcopy(model), request, batches).table[name]
+    weight = model.get_submodule(name).weight.detach().numpy()
+    error = np.abs(linear.dequantize() - weight)[:5]
+    assert np.all(error <= np.repeat(linear.scale[:5], 32, axis=1) / 2)
+    assert np.all(linear.scale[:5] < 1e-6)
+
+
 def test_gptq_ends_with_a_short_group(load_model: Callable[[], Any], batches: Any, modules: Any) -> None:
     def load() -> Any:
         from transformers import SmolVLMForConditionalGeneration
@@ -216,6 +232,25 @@ def test_rounding_needs_no_calibration(load_model: Callable[[], Any], modules: A
     searched = resolve(decoder(Scheme.W4A16_G32, Algorithm.GPTQ), (), modules, INC)
     with pytest.raises(DataError, match="calibration set is empty"):
         quantize(load_model, searched, [])
+
+
+def test_a_model_that_does_not_fit_the_request(load_model: Callable[[], Any], modules: Any) -> None:
+    request = resolve(decoder(Scheme.W4A16_G32, Algorithm.RTN), (), modules, INC)
+    with pytest.raises(QuantizationError, match="load the source model in float32"):
+        quantize(lambda: load_model().half(), request, [])
+    request["model.other"] = next(iter(request.values()))
+    with pytest.raises(QuantizationError, match=r"has no model\.other\.weight"):
+        quantize(load_model, request, [])
+
+
+def test_integers_of_another_weight_are_noticed(float_model: Any) -> None:
+    name = f"{LAYERS}.0.mlp.up_proj"
+    wanted = resolve(decoder(Scheme.W4A16_G32, Algorithm.GPTQ), (), {"decoder": [name]}, INC)[name]
+    weight = float_model.get_submodule(name).weight.detach().numpy()
+    _, scale = uniform.quantize_symmetric(weight, 4, 32)
+    inc._with_exact_scale(name, weight, scale, wanted, weight)
+    with pytest.raises(QuantizationError, match="do not resemble its weights"):
+        inc._with_exact_scale(name, weight[::-1].copy(), scale[::-1].copy(), wanted, weight)
 
 
 def test_pictures_of_different_sizes_are_refused(float_model: Any, batch_of: Any) -> None:

@@ -1,0 +1,121 @@
+"""ONNX Runtime on a CPU: float graphs, integers written into them, read back, verified."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.inputs import Inputs
+from numpy.typing import NDArray
+
+from edgevlm_deploy.backends import CompiledGraphs
+from edgevlm_deploy.errors import ExportError
+from edgevlm_deploy.quantize.quantized_model import QuantizedModel
+from edgevlm_deploy.quantize.table import QuantizedTable
+
+
+def compile(
+    load_source: Callable[[], Any],
+    quantized: QuantizedModel | None,
+    spec: ModelSpec,
+    samples: Sequence[Inputs],
+    out_dir: Path,
+) -> CompiledGraphs:
+    """See `edgevlm_deploy.backends.Compile`."""
+    from edgevlm_deploy.export.verify import verify
+    from edgevlm_deploy.quantize import fakequant
+
+    made = _in_half(quantized or QuantizedModel(QuantizedTable({})))
+    files = _write(half_precision(load_source()), made, spec, out_dir)
+    reference = fakequant.apply(half_precision(load_source()), made)
+    verification = verify(reference, made.table, spec, out_dir, samples)
+    return CompiledGraphs(
+        graphs=dict(spec.graphs),
+        files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
+        verification=dataclasses.asdict(verification),
+    )
+
+
+def half_precision(source: Any) -> Any:
+    """Round every parameter to fp16 in place, computing stays in float32; returns the model.
+
+    This is the fp16 that recipes mean: what is not quantised is stored in 16 bits. Values beyond fp16's
+    range are left as they are, and then stored in 32.
+    """
+    import torch
+
+    with torch.no_grad():
+        for parameter in source.parameters():
+            half = parameter.half().float()
+            if bool(torch.isfinite(half).all()):
+                parameter.copy_(half)
+    return source
+
+
+def _in_half(quantized: QuantizedModel) -> QuantizedModel:
+    return dataclasses.replace(
+        quantized, float_parameters={name: _round(v) for name, v in quantized.float_parameters.items()}
+    )
+
+
+def _round(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16).astype(np.float32)
+    return half if bool(np.isfinite(half).all()) else values
+
+
+def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Path) -> list[Path]:
+    """Export one component after the other, so that one float graph at a time is in memory."""
+    from edgevlm_deploy.export import onnx, readback
+    from edgevlm_deploy.quantize import fakequant
+
+    # The integers are written into the graph later; here only the floats change.
+    fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
+    exporters: dict[str, Callable[[Any], Any]] = {
+        "vision_encoder": onnx.export_vision_encoder,
+        "embedding": onnx.export_embedding,
+        "decoder": onnx.export_decoder,
+    }
+    files: list[Path] = []
+    found: set[str] = set()
+    for component, export in exporters.items():
+        path = out_dir / spec.graphs[component]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        modules, written = _write_component(export(source), quantized.table, path)
+        readback.check(path, quantized.table, modules)
+        files += written
+        found |= modules
+    missing = sorted(set(quantized.table) - found)
+    if missing:
+        raise ExportError(
+            f"No matrix product was found in the graphs for {', '.join(missing)}; "
+            "these modules would have stayed in floating point."
+        )
+    return files
+
+
+def _write_component(model: Any, table: QuantizedTable, path: Path) -> tuple[set[str], tuple[Path, ...]]:
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from edgevlm_deploy.export import graph
+    from edgevlm_deploy.export.passes import (
+        embedding_int8,
+        half_initializers,
+        matmul_integer,
+        matmul_nbits,
+        strip_traces,
+    )
+
+    modules = {
+        *matmul_nbits.quantize_weights(model, table, matmul_nbits.INT8),
+        *matmul_integer.quantize_static(model, table),
+        *embedding_int8.quantize_embeddings(model, table),
+    }
+    RemoveUnusedNodesPass()(model)
+    half_initializers.store_half(model)
+    strip_traces.strip_traces(model)
+    return modules, graph.save(model, path)

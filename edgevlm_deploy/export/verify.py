@@ -1,0 +1,280 @@
+"""Exported graphs against the torch model that computes with the same integers.
+
+Two comparisons. *Exact*: graph optimisation off and MatMulNBits in float32, which must agree with torch to
+`TOLERANCE`; anything more is an error of the export. *Shipped*: full optimisation and int8 arithmetic inside
+MatMulNBits, whose effect is measured and reported, apart from the effect of quantisation itself.
+
+Inputs that are quantised while running (w8a8) need care: when torch and ONNX Runtime differ in the last
+bit of a float, a value half-way between two integers rounds to different ones, and the difference is then a
+whole step. So torch is given the graph's integer there, but only after proof that it is such a tie: the
+integers are neighbours, and the float lies within `TOLERANCE` of their midpoint. Ties are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.generate import Generation, generate, splice
+from edgevlm_runner.inputs import Inputs
+from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
+from numpy.typing import NDArray
+
+from edgevlm_deploy.errors import ExportError
+from edgevlm_deploy.export.observation import ObservedRuntime, write_exact
+from edgevlm_deploy.quantize.table import QuantizedTable
+
+TOLERANCE = 1e-5
+"""Largest difference, relative to the largest magnitude in the tensor."""
+
+TOKENS = 32
+"""Generated tokens per sample; end of sequence is ignored."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Worst values over all samples. Differences are relative to the largest magnitude of the reference."""
+
+    samples: int
+    tokens: int
+    """Greedy tokens compared, all equal to torch's in the exact graphs."""
+    vision_difference: float
+    embedding_difference: float
+    logits_difference: float
+    """Over prefill and every decoded token."""
+    rounding_ties: int
+    """Quantised inputs that torch and the graph rounded to different neighbours of one midpoint."""
+    shipped_vision_difference: float
+    shipped_logits_difference: float
+    """Prefill logits of the shipped graphs against the exact ones."""
+    shipped_max_abs_logit_difference: float
+    shipped_tokens_equal: float
+    """Share of the generated tokens, position by position, that the shipped graphs repeat."""
+
+
+def verify(
+    reference: Any, table: QuantizedTable, spec: ModelSpec, root: Path, samples: Sequence[Inputs]
+) -> Verification:
+    """Compare the graphs below `root` with `reference`, the fake-quantised torch model.
+
+    Raises ExportError when the exact graphs differ from it by more than `TOLERANCE`.
+    """
+    if not samples:
+        raise ExportError("Verification needs at least one sample, got none.")
+    free = dataclasses.replace(spec, eos_token_ids=(), max_new_tokens=TOKENS)
+    with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
+        directory = Path(temporary)
+        exact = {name: write_exact(root / path, directory) for name, path in spec.graphs.items()}
+        observed: list[_Observed] = []
+        with ObservedRuntime(exact, spec, directory) as runtime:
+            for sample in samples:
+                _check_room(sample, free)
+                observed.append(_observe(runtime, free, sample))
+        exact_spec = dataclasses.replace(free, graphs={name: str(path) for name, path in exact.items()})
+        with OnnxRuntime(Path("/"), exact_spec, optimize=False) as runner:
+            _check_runner(runner, exact_spec, samples, observed)
+    compared = [_compare(reference, table, spec, *pair) for pair in zip(samples, observed, strict=True)]
+    with OnnxRuntime(root, free) as shipped:
+        measured = [_measure(shipped, free, *pair) for pair in zip(samples, observed, strict=True)]
+    return Verification(
+        samples=len(samples),
+        tokens=sum(len(one.generation.token_ids) for one in observed),
+        vision_difference=max(one.vision for one in compared),
+        embedding_difference=max(one.embedding for one in compared),
+        logits_difference=max(one.logits for one in compared),
+        rounding_ties=sum(one.ties for one in compared),
+        shipped_vision_difference=max(one.vision for one in measured),
+        shipped_logits_difference=max(one.logits for one in measured),
+        shipped_max_abs_logit_difference=max(one.max_abs_logits for one in measured),
+        shipped_tokens_equal=float(np.mean([one.tokens_equal for one in measured])),
+    )
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What the exact graphs computed for one sample."""
+
+    generation: Generation
+    features: Floats | None
+    embeds: Floats
+    """[1, prompt + generated − 1, D], image features in place: everything that the decoder was given."""
+    logits: Floats
+    """[generated, V]"""
+    quantized: Mapping[str, NDArray[np.int8]]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    vision: float
+    embedding: float
+    logits: float
+    ties: int
+
+
+@dataclass(frozen=True)
+class _Measured:
+    vision: float
+    logits: float
+    max_abs_logits: float
+    tokens_equal: float
+
+
+def _observe(runtime: ObservedRuntime, spec: ModelSpec, sample: Inputs) -> _Observed:
+    runtime.clear()
+    made = generate(runtime, spec, sample.pixel_values, sample.input_ids)
+    logits, quantized = np.stack(runtime.logits), runtime.quantized
+    ids = _all_ids(sample, made)
+    embeds = splice(runtime.embed(ids), runtime.features, ids, spec)
+    return _Observed(made, runtime.features, embeds, logits, quantized)
+
+
+def _all_ids(sample: Inputs, made: Generation) -> NDArray[np.int64]:
+    """[1, prompt + generated − 1]: the last token is never fed back."""
+    return np.concatenate([sample.input_ids, np.array([made.token_ids[:-1]], np.int64)], axis=1)
+
+
+def _check_room(sample: Inputs, spec: ModelSpec) -> None:
+    length = sample.input_ids.shape[1] + TOKENS
+    if length > spec.max_context:
+        raise ExportError(
+            f"A verification sample has {sample.input_ids.shape[1]} tokens; with {TOKENS} generated ones it "
+            f"does not fit the context of {spec.max_context}. Raise generation.max_context in the recipe."
+        )
+
+
+def _check_runner(
+    runner: OnnxRuntime, spec: ModelSpec, samples: Sequence[Inputs], observed: Sequence[_Observed]
+) -> None:
+    """The runner's in-place cache gives the tokens that the copying one gave."""
+    runner.start(spec.max_context)
+    for sample, wanted in zip(samples, observed, strict=True):
+        made = generate(runner, spec, sample.pixel_values, sample.input_ids)
+        if made.token_ids != wanted.generation.token_ids:
+            raise ExportError(
+                f"The runner generated {list(made.token_ids)}, a cache without sharing "
+                f"{list(wanted.generation.token_ids)}. "
+                "This version of ONNX Runtime does not update the cache in place."
+            )
+
+
+def _compare(
+    reference: Any, table: QuantizedTable, spec: ModelSpec, sample: Inputs, observed: _Observed
+) -> _Compared:
+    """Torch on the same inputs; its decoder gets the graph's embeddings: each part is judged alone."""
+    text = reference.model.text_model
+    first = sample.input_ids.shape[1] - 1
+    with torch.inference_mode(), _given_ties(reference, table, observed.quantized) as ties:
+        features = _torch_features(reference, sample)
+        ids = _all_ids(sample, observed.generation)
+        embeds = splice(text.embed_tokens(torch.from_numpy(ids)).numpy(), features, ids, spec)
+        hidden = text(inputs_embeds=torch.from_numpy(observed.embeds), use_cache=False).last_hidden_state
+        logits = reference.lm_head(hidden[:, first:])[0].numpy()  # [generated, V]
+    found = _Compared(
+        vision=0.0 if features is None else _difference("image features", observed.features, features),
+        embedding=_difference("embeddings", observed.embeds, embeds),
+        logits=_difference("logits", observed.logits, logits),
+        ties=ties[0],
+    )
+    tokens = tuple(int(token) for token in logits.argmax(-1))
+    if tokens != observed.generation.token_ids:
+        raise ExportError(
+            f"Greedy tokens differ: torch {list(tokens)}, graph {list(observed.generation.token_ids)}."
+        )
+    return found
+
+
+def _torch_features(reference: Any, sample: Inputs) -> Floats | None:
+    """float32 [tiles, tokens per tile, D] through the source model's own entry point."""
+    if sample.pixel_values is None:
+        return None
+    pixels = torch.from_numpy(np.ascontiguousarray(sample.pixel_values, np.float32))
+    features = reference.model.get_image_features(pixels[None]).pooler_output[0]
+    result: Floats = features.reshape(len(pixels), -1, features.shape[-1]).numpy()
+    return result
+
+
+def _difference(what: str, found: Floats | None, expected: Floats) -> float:
+    if found is None or found.shape != expected.shape:
+        raise ExportError(f"The exported {what} have another shape than torch's {list(expected.shape)}.")
+    relative = _relative(found, expected)
+    if not relative <= TOLERANCE:  # also true for NaN
+        raise ExportError(
+            f"The exported {what} differ from the quantised torch model by {relative:.2e} of the "
+            f"largest value; {TOLERANCE:.0e} is allowed. The graph does not compute what was quantised."
+        )
+    return relative
+
+
+def _relative(found: Floats, expected: Floats) -> float:
+    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+
+
+def _measure(runtime: OnnxRuntime, spec: ModelSpec, sample: Inputs, observed: _Observed) -> _Measured:
+    runtime.start(spec.max_context)
+    made = generate(runtime, spec, sample.pixel_values, sample.input_ids)
+    features = None if sample.pixel_values is None else runtime.encode_image(sample.pixel_values)
+    runtime.reset()
+    prefill = runtime.step(splice(runtime.embed(sample.input_ids), features, sample.input_ids, spec))
+    pairs = zip(made.token_ids, observed.generation.token_ids, strict=True)
+    vision = 0.0
+    if features is not None and observed.features is not None:
+        vision = _relative(features, observed.features)
+    return _Measured(
+        vision=vision,
+        logits=_relative(prefill, observed.logits[0]),
+        max_abs_logits=float(np.abs(prefill - observed.logits[0]).max()),
+        tokens_equal=float(np.mean([one == other for one, other in pairs])),
+    )
+
+
+@contextmanager
+def _given_ties(
+    reference: Any, table: QuantizedTable, quantized: Mapping[str, NDArray[np.int8]]
+) -> Iterator[list[int]]:
+    """While torch runs, inputs on a rounding tie take the graph's integer; yields [number of them]."""
+    ties = [0]
+
+    def give(module: str) -> Any:
+        activation = table[module].activation
+        assert activation is not None
+        integers = torch.from_numpy(quantized[module].astype(np.float32))
+
+        def hook(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            exact = args[0] / activation.scale + activation.zero_point
+            own = (args[0] / activation.scale).round() + activation.zero_point
+            own = own.clamp(-128, 127)
+            other = integers.reshape(own.shape)
+            differs = own != other
+            midpoint = (own + other) / 2
+            reach = TOLERANCE * float((exact - activation.zero_point).abs().max())
+            is_tie = ((own - other).abs() == 1) & ((exact - midpoint).abs() <= reach)
+            if bool((differs & ~is_tie).any()):
+                raise ExportError(
+                    f"{module}: {int((differs & ~is_tie).sum())} of {own.numel()} inputs are quantised to "
+                    "other integers than in torch, and not because of a rounding tie."
+                )
+            ties[0] += int(differs.sum())
+            return ((other - activation.zero_point) * activation.scale, *args[1:])
+
+        return hook
+
+    # In front of the fake-quantising hook, which then rounds an integer multiple of its scale to itself.
+    handles = [
+        reference.get_submodule(module).register_forward_pre_hook(give(module), prepend=True)
+        for module in quantized
+    ]
+    try:
+        yield ties
+    finally:
+        for handle in handles:
+            handle.remove()

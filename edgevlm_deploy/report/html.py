@@ -1,0 +1,265 @@
+"""The report: one HTML page that needs no network and runs no script but its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner.bundle import Bundle
+from edgevlm_runner.contract import Answer, read_jsonl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from edgevlm_deploy.artifacts import write_text_atomic
+from edgevlm_deploy.errors import DataError
+from edgevlm_deploy.metrics.statistics import Estimate
+from edgevlm_deploy.metrics.tables import Comparison, Metrics
+from edgevlm_deploy.recipe import GateName
+from edgevlm_deploy.report import charts, gallery, inventory, outcome
+from edgevlm_deploy.report.quantity import TITLES, UNITS, Unit, interval, limit, measured, quantity
+from edgevlm_deploy.verdict import Verdict
+
+_HERE = Path(__file__).parent
+LEAST_FULL_SCALE = 0.05
+"""A heat map of differences is never stretched beyond five points: noise must not look like a fire."""
+
+HEADLINES = (
+    ("Accuracy, clean", "reference_accuracy", "accuracy", Unit.SHARE),
+    ("Accuracy, corrupted", "reference_corrupted_accuracy", "corrupted_accuracy", Unit.SHARE),
+    ("Relative robustness", "reference_relative_robustness", "relative_robustness", Unit.RATIO),
+    ("Calibration error (ECE)", "reference_ece", "ece", Unit.SHARE),
+    ("Brier score", "reference_brier", "brier", Unit.RATIO),
+    ("Mean confidence", "reference_mean_confidence", "mean_confidence", Unit.SHARE),
+)
+"""(title, metric of the reference, metric of the artifact, unit)."""
+
+CHANGES = (
+    ("Accuracy drop", "accuracy_drop", Unit.POINTS),
+    ("Diverging answers", "divergence_rate", Unit.SHARE),
+    ("Right → wrong", "negative_flip_rate", Unit.SHARE),
+    ("Wrong → right", "positive_flip_rate", Unit.SHARE),
+    ("Diverging answers, corrupted", "corrupted_divergence_rate", Unit.SHARE),
+    ("Right → wrong, corrupted", "corrupted_negative_flip_rate", Unit.SHARE),
+    ("Robustness gap", "robustness_gap", Unit.POINTS),
+    ("Mean corruption error (reference = 1)", "mce", Unit.RATIO),
+)
+
+DURATIONS = (
+    ("Vision encoder", "vision_ms", None),
+    ("Time to first token", "time_to_first_token_ms", GateName.TIME_TO_FIRST_TOKEN_MS_P95),
+    ("Each further token", "per_token_ms", None),
+    ("Whole answer", "latency_ms", GateName.LATENCY_MS_P95),
+    ("Preprocessing", "preprocess_ms", None),
+)
+"""(title, key in evidence["latency"], gate on its 95th percentile)."""
+
+
+def render(
+    bundle: Bundle,
+    evidence: Mapping[str, Any],
+    answers: Sequence[Answer],
+    metrics: Metrics,
+    verdict: Verdict,
+    out: Path,
+) -> None:
+    """Write the page to `out`.
+
+    Raises DataError when the evidence is of another bundle, BundleError when the bundle's recipe cannot
+    be read, ImageError when a picture cannot, StorageError when `out` cannot be written.
+    """
+    if evidence["bundle"] != bundle.digest:
+        raise DataError(
+            f"the evidence was gathered on bundle {evidence['bundle']}, this one is {bundle.digest}; "
+            "validate this bundle first."
+        )
+    reference = read_jsonl(bundle.path("reference.jsonl"), Answer)
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"quantity": quantity, "estimate": _estimate, "commas": lambda number: f"{number:,}"}
+    environment.globals |= {
+        "Unit": Unit,
+        "TITLES": TITLES,
+        "UNITS": UNITS,
+        "interval": interval,
+        "limit": limit,
+        "measured": measured,
+        "gate_bar": charts.gate_bar,
+        "DIRECTIONS": gallery.DIRECTIONS,
+        "BAR": charts.BAR_WIDTH,
+        "HISTOGRAM": (charts.HISTOGRAM_WIDTH, charts.HISTOGRAM_HEIGHT),
+        "SIDE": charts.RELIABILITY_SIDE,
+        "COUNTS": charts.COUNTS_HEIGHT,
+    }
+    style, script = _inline("style.css"), _inline("page.js")
+    page = environment.get_template("page.html.j2").render(
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        bundle=bundle,
+        manifest=bundle.manifest,
+        evidence=evidence,
+        metrics=metrics,
+        verdict=verdict,
+        headline=outcome.headline(verdict),
+        why=outcome.why(verdict),
+        headlines=[row for row in HEADLINES if metrics.estimates[row[2]].value is not None],
+        changes=[row for row in CHANGES if metrics.estimates[row[1]].value is not None],
+        heat=_heat_map(metrics),
+        group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
+        reliability=_reliability(metrics),
+        durations=_durations(evidence, verdict),
+        sizes=inventory.sizes(bundle),
+        precision=inventory.precision(bundle),
+        facts={
+            name: inventory.facts(bundle.manifest[name])
+            for name in ("verification", "quantization", "calibration", "reference", "source")
+        },
+        machine=inventory.facts(evidence["machine"]),
+        packages=inventory.facts({**bundle.manifest["packages"], **evidence["runtime"]["versions"]}),
+        gallery=gallery.build(bundle, reference, answers, metrics),
+    )
+    write_text_atomic(out, page)
+
+
+def _inline(name: str) -> Markup:
+    """Our own file as it is: nothing in it comes from a bundle."""
+    return Markup((_HERE / name).read_text(encoding="utf-8"))
+
+
+def _policy(style: str, script: str) -> str:
+    """Content security policy: nothing is loaded, and only the page's own style and script count."""
+    return (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+def _estimate(estimate: Estimate, unit: Unit) -> str:
+    """Value and interval."""
+    if estimate.low is None and estimate.high is None:
+        return quantity(estimate.value, unit)
+    return f"{quantity(estimate.value, unit)} {interval(estimate.low, estimate.high, unit)}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the heat map. `sure`: the interval of a difference excludes zero."""
+
+    text: str
+    level: str
+    detail: str
+    sure: bool
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """view → its cells, one a severity (None: not tested) and the last over all of them."""
+
+    corruption: str
+    cells: dict[str, tuple[Cell | None, ...]]
+    corruption_error: float | None
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    severities: tuple[int, ...]
+    rows: tuple[HeatRow, ...]
+    views: tuple[tuple[str, str], ...] = (
+        ("accuracy", "accuracy"),
+        ("drop", "drop against the reference"),
+        ("flips", "right → wrong"),
+    )
+
+
+def _heat_map(metrics: Metrics) -> HeatMap | None:
+    """None without corrupted items."""
+    if not metrics.corruptions:
+        return None
+    severities = tuple(sorted({row.severity for row in metrics.conditions}))
+    at = {(row.corruption, row.severity): row.comparison for row in metrics.conditions}
+    everything = list(at.values())
+    full = {
+        "accuracy": 1.0,
+        "drop": max(LEAST_FULL_SCALE, *(abs(one.accuracy_drop.value or 0.0) for one in everything)),
+        "flips": max(LEAST_FULL_SCALE, *(one.negative_flip_rate.value or 0.0 for one in everything)),
+    }
+    rows = []
+    for row in metrics.corruptions:
+        compared = [at.get((row.corruption, severity)) for severity in severities] + [row.comparison]
+        cells = {view: tuple(_cell(one, view, full[view]) for one in compared) for view in full}
+        rows.append(HeatRow(row.corruption, cells, row.corruption_error))
+    return HeatMap(severities, tuple(rows))
+
+
+def _cell(compared: Comparison | None, view: str, full: float) -> Cell | None:
+    if compared is None:
+        return None
+    estimate, unit = {
+        "accuracy": (compared.artifact_accuracy, Unit.SHARE),
+        "drop": (compared.accuracy_drop, Unit.POINTS),
+        "flips": (compared.negative_flip_rate, Unit.SHARE),
+    }[view]
+    assert estimate.value is not None
+    low, high = estimate.low, estimate.high
+    text = f"{round(estimate.value * 100, 1) + 0.0:.1f}".replace("-", "−")
+    return Cell(
+        text=text,
+        level=charts.heat_level(estimate.value, full),
+        detail=f"{_estimate(estimate, unit)}, {compared.n} items; reference "
+        f"{quantity(compared.reference_accuracy.value, Unit.SHARE)}, "
+        f"artifact {quantity(compared.artifact_accuracy.value, Unit.SHARE)}",
+        sure=view != "drop" or (low is not None and low > 0.0) or (high is not None and high < 0.0),
+    )
+
+
+def _reliability(metrics: Metrics) -> dict[str, tuple[charts.ReliabilityPoint, ...]]:
+    most = max(one.n for bins in metrics.reliability.values() for one in bins)
+    return {
+        whose: charts.reliability(metrics.reliability[whose], most, series)
+        for series, whose in enumerate(("reference", "artifact"))
+    }
+
+
+@dataclass(frozen=True)
+class Duration:
+    title: str
+    n: int
+    p50: float
+    p95: float
+    longest: float
+    limit: float | None
+    histogram: charts.Histogram
+
+
+def _durations(evidence: Mapping[str, Any], verdict: Verdict) -> list[Duration]:
+    limits = {gate.metric: gate.max for gate in verdict.gates}
+    rows = []
+    for title, key, gate in DURATIONS:
+        samples = [float(one) for one in evidence["latency"].get(key, ())]
+        if samples:
+            bound = limits.get(gate) if gate else None
+            rows.append(
+                Duration(
+                    title=title,
+                    n=len(samples),
+                    p50=charts.percentile(samples, 0.5),
+                    p95=charts.percentile(samples, 0.95),
+                    longest=max(samples),
+                    limit=bound,
+                    histogram=charts.histogram(samples, bound),
+                )
+            )
+    return rows

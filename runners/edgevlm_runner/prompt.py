@@ -1,0 +1,76 @@
+"""Questions into tokens, as transformers' Idefics3 and SmolVLM processors make them.
+
+The chat template was rendered once on the host (`PromptSpec`); what is left for the device is to fill in
+the image tokens and the question.
+
+Python 3.8, NumPy and tokenizers only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Optional, Tuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from edgevlm_runner.contract import PromptSpec
+from edgevlm_runner.errors import PromptError
+
+IMAGE_SLOT = "{image}"
+QUESTION_SLOT = "{question}"
+_POSITION = re.compile(r"<row_\d+_col_\d+>")
+
+
+def build(question: str, grid: Optional[Tuple[int, int]], spec: PromptSpec) -> str:
+    """The text of the whole prompt up to where the answer begins.
+
+    grid: (rows, cols) of the picture's tiles, (0, 0) for a single tile, None without a picture.
+    Raises PromptError when the question holds a token that stands for image content.
+    """
+    for token in (spec.image_token, spec.fake_token, spec.global_token):
+        if token in question:
+            raise PromptError(_injected(token))
+    position = _POSITION.search(question)
+    if position:
+        raise PromptError(_injected(position.group()))
+    if grid is None:
+        return spec.text_only.replace(QUESTION_SLOT, question)
+    # The question goes in last: nothing in it is taken for a slot.
+    return spec.with_image.replace(IMAGE_SLOT, expand(grid, spec)).replace(QUESTION_SLOT, question)
+
+
+def _injected(token: str) -> str:
+    return (
+        f"The question contains {token!r}, which the model reads as image content. "
+        "Take it out; the picture is placed by edgevlm."
+    )
+
+
+def expand(grid: Tuple[int, int], spec: PromptSpec) -> str:
+    """The tokens of one picture: a line per row of tiles, then the global view."""
+    rows, cols = grid
+    tile = spec.image_token * spec.tokens_per_tile
+    view = spec.fake_token + spec.global_token + tile + spec.fake_token
+    if rows == 0 and cols == 0:
+        return view
+    lines = [
+        "".join(f"{spec.fake_token}<row_{row + 1}_col_{col + 1}>{tile}" for col in range(cols)) + "\n"
+        for row in range(rows)
+    ]
+    return "".join(lines) + "\n" + view
+
+
+def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """int64 [1, T]. The text has all special tokens already, so none are added.
+
+    Raises PromptError for text that is not valid Unicode.
+    """
+    # A tokenizer.json may carry the padding and truncation of its training; a prompt is never cut silently.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"The question is not valid Unicode ({error}). Pass it as UTF-8.") from error
+    return np.array([tokenizer.encode(text, add_special_tokens=False).ids], dtype=np.int64)

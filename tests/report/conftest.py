@@ -1,0 +1,188 @@
+"""A whole, small bundle with pictures and questions of the demo, and made-up answers to judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgevlm_runner.bundle import Bundle, open_bundle
+from edgevlm_runner.contract import Answer, ImageSpec, Item, ModelSpec, PromptSpec
+
+from edgevlm_deploy import bundle as bundles
+from edgevlm_deploy import metrics as measures
+from edgevlm_deploy import resources, suites
+from edgevlm_deploy.demo import dataset
+from edgevlm_deploy.demo.scenes import Split
+from edgevlm_deploy.metrics import Metrics
+from edgevlm_deploy.recipe import Corruption, Evaluation, Gate, GateName
+from edgevlm_deploy.verdict import Verdict, judge
+
+WRONG = ("blue", "yes", "no", "2", "left", "<b>ring</b>", "small")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that a report is made of."""
+
+    bundle: Bundle
+    evidence: dict[str, Any]
+    answers: tuple[Answer, ...]
+    metrics: Metrics
+    verdict: Verdict
+
+
+@pytest.fixture(scope="session")
+def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    def make(pictures: int = 30, severities: tuple[int, ...] = (1, 3), per_condition: int = 12) -> Case:
+        return case(tmp_path_factory.mktemp("case"), pictures, severities, per_condition)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_case(make_case: Callable[..., Case]) -> Case:
+    return make_case()
+
+
+def case(folder: Path, pictures: int, severities: tuple[int, ...], per_condition: int) -> Case:
+    """Write, open and judge a bundle; an item in ten is answered wrong, one in ten asked again."""
+    recipe = resources.recipe("default")
+    evaluation = Evaluation(
+        clean_items=4 * pictures,
+        corruptions=tuple(Corruption),
+        severities=severities,
+        items_per_condition=per_condition,
+        bootstrap_resamples=500,
+    )
+    samples = dataset.samples(Split.EVALUATION, pictures, 4, folder / "data")
+    files = {sample.id: sample.image for sample in samples}
+    clean = [
+        Item(
+            id=sample.id,
+            base_id=sample.id,
+            group=sample.group,
+            condition="clean",
+            image=bundles.picture_name(sample.image or Path(), sample.image_id),
+            image_id=sample.image_id,
+            prompt=sample.prompt,
+            answers=sample.answers,
+        )
+        for sample in samples
+    ]
+    items = suites.build(clean, evaluation)
+    rng = np.random.default_rng(0)
+    reference = [_answer(item, rng) for item in items]
+    artifact = [_again(before, item, rng) for before, item in zip(reference, items, strict=True)]
+    gates = (*recipe.gates, Gate(metric=GateName.LATENCY_MS_P95, max=500), Gate(metric=GateName.PEAK_RSS_BYTES, max=2e9))
+    parts = bundles.Parts(
+        name="demo-host-cpu",
+        model=_model(),
+        graphs=_graphs(folder / "graphs", rng),
+        tokenizer=_file(folder / "tokenizer.json", b"{}"),
+        items=items,
+        pictures={item.image: files[item.base_id] for item in items if files[item.base_id]},  # type: ignore[misc]
+        reference=reference,
+        gates=gates,
+        recipe=recipe,
+        target=resources.target("host-cpu"),
+        quantization={"modules": {}},
+        provenance=_provenance(),
+    )
+    bundle = open_bundle(bundles.write(parts, folder / "demo-host-cpu"))
+    metrics = measures.compute(items, reference, artifact, evaluation)
+    evidence = _evidence(bundle, rng)
+    device = {**evidence["latency"], "peak_rss_bytes": evidence["peak_rss_bytes"]}
+    return Case(bundle, evidence, tuple(artifact), metrics, judge(gates, metrics, device))
+
+
+def _answer(item: Item, rng: np.random.Generator) -> Answer:
+    severity = item.corruption[1] if item.corruption else 0
+    right = rng.random() < 0.93 - 0.06 * severity
+    text = item.answers[0] if right else str(rng.choice(WRONG))
+    probability = float(rng.beta(12, 1.2) if right else rng.beta(3, 2))
+    return Answer(item.id, text, (5, 6, 2), (math.log(probability),) * 3, True)
+
+
+def _again(before: Answer, item: Item, rng: np.random.Generator) -> Answer:
+    if rng.random() > 0.1:
+        return before
+    return replace(_answer(replace(item, condition="fog/4"), rng), token_ids=(7, 2), token_logprobs=(-0.4, -0.1))
+
+
+def _file(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def _graphs(folder: Path, rng: np.random.Generator) -> Path:
+    """No graphs are run here, so bytes of different lengths do."""
+    for name, size in (("vision_encoder.onnx", 90_000), ("embedding.onnx", 20_000), ("decoder.onnx", 4_000)):
+        _file(folder / name, rng.bytes(size))
+    _file(folder / "decoder.onnx.data", rng.bytes(300_000))
+    return folder
+
+
+def _model() -> ModelSpec:
+    return ModelSpec(
+        family="smolvlm",
+        runtime="onnxruntime",
+        graphs={name: f"graphs/{name}.onnx" for name in ("vision_encoder", "embedding", "decoder")},
+        image=ImageSpec(96, 96, False, 1, 1, 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        prompt=PromptSpec("{image}{question}", "{question}", "<image>", "<fake>", "<global>", 16),
+        image_token_id=1,
+        eos_token_ids=(2,),
+        max_new_tokens=8,
+        max_context=256,
+        layers=2,
+        kv_heads=2,
+        head_dim=16,
+        hidden_size=64,
+        vocab_size=100,
+    )
+
+
+def _provenance() -> bundles.Provenance:
+    return bundles.Provenance(
+        edgevlm_version="0.1.0",
+        packages={"torch": "2.13.0", "neural-compressor-pt": "3.10"},
+        source={"id": "demo", "architecture": "Idefics3", "parameters": 1_234_567, "dtype": "float16"},
+        seeds={"evaluation": 0, "calibration": 0},
+        calibration={"samples": 128, "mixture": {"clean": 0.8, "dark": 0.1, "noise": 0.1}},
+        quantization={"table_sha256": "ab" * 32, "modules": 28},
+        verification={
+            "vision_encoder": {"max_abs_difference": 0.0021, "samples": 8},
+            "decoder": {"max_abs_difference": 0.0137, "samples": 8},
+        },
+        reference={"dtype": "float16", "noise_floor": {"items": 256, "changed": 0}},
+    )
+
+
+def _evidence(bundle: Bundle, rng: np.random.Generator) -> dict[str, Any]:
+    n = len(bundle.items)
+    vision = rng.gamma(30, 0.3, n)
+    first = vision + rng.gamma(20, 0.4, n)
+    return {
+        "format_version": 1,
+        "bundle": bundle.digest,
+        "runtime": {"name": "onnxruntime", "versions": {"onnxruntime": "1.31.0", "numpy": "2.3.0"}},
+        "machine": {"platform": "Linux", "cpu": "test CPU", "cores": 2, "memory_bytes": 8 << 30, "python": "3.11.2"},
+        "threads": 2,
+        "items": n,
+        "answers_sha256": "cd" * 32,
+        "load_ms": 210.0,
+        "seconds": 33.0,
+        "latency": {
+            "preprocess_ms": rng.gamma(9, 0.2, n).tolist(),
+            "vision_ms": vision.tolist(),
+            "time_to_first_token_ms": first.tolist(),
+            "per_token_ms": rng.gamma(16, 0.15, n).tolist(),
+            "latency_ms": (first + rng.gamma(10, 1.1, n)).tolist(),
+        },
+        "peak_rss_bytes": 312_000_000,
+    }

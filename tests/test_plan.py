@@ -1,0 +1,63 @@
+"""Recipe × target × model: everything that does not fit is said at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgevlm_deploy import plan, resources
+from edgevlm_deploy.errors import PlanError
+from edgevlm_deploy.recipe import ModuleOverride, Scheme
+
+MODULES = {
+    "vision_encoder": ["model.vision_model.encoder.layers.0.mlp.fc1"],
+    "projector": ["model.connector.modality_projection.proj"],
+    "embedding": ["model.text_model.embed_tokens"],
+    "decoder": [f"model.text_model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")],
+    "head": ["lm_head"],
+}
+
+
+@pytest.mark.parametrize("recipe", resources.names("recipes"))
+@pytest.mark.parametrize("target", resources.names("targets"))
+def test_every_recipe_meets_every_target(recipe: str, target: str) -> None:
+    """Either there is a plan, or a sentence that names the target."""
+    wanted, device = resources.recipe(recipe), resources.target(target)
+    if plan.missing_backend(device) is None:
+        made = plan.resolve(wanted, device, MODULES)
+        assert set(made.request) <= {name for names in MODULES.values() for name in names}
+    else:
+        with pytest.raises(PlanError, match=f"Target {target} needs the .* backend"):
+            plan.resolve(wanted, device, MODULES)
+
+
+def test_overrides_change_single_modules() -> None:
+    override = ModuleOverride(pattern="*.down_proj", scheme=Scheme.W8A16)
+    recipe = resources.recipe("default").model_copy(update={"modules": (override,)})
+    made = plan.resolve(recipe, resources.target("host-cpu"), MODULES)
+    schemes = {name.rsplit(".", 1)[-1]: wanted.scheme for name, wanted in made.request.items()}
+    assert schemes["down_proj"] is Scheme.W8A16
+    assert schemes["up_proj"] is Scheme.W4A16_G32
+
+
+def test_all_problems_are_named_at_once() -> None:
+    override = ModuleOverride(pattern="*.nowhere", scheme=Scheme.W8A16)
+    recipe = resources.recipe("default").model_copy(update={"modules": (override,)})
+    with pytest.raises(PlanError) as raised:
+        plan.resolve(recipe, resources.target("jetson-nano"), MODULES)
+    message = str(raised.value)
+    assert "tensorrt backend" in message
+    assert "*.nowhere" in message
+
+
+def test_formats_that_a_device_lacks_are_refused() -> None:
+    host = resources.target("host-cpu").model_copy(update={"formats": ("fp32",)})
+    with pytest.raises(PlanError, match="needs int8; host-cpu"):
+        plan.resolve(resources.recipe("int8"), host, MODULES)
+
+
+def test_the_digest_changes_with_what_is_planned_only() -> None:
+    host = resources.target("host-cpu")
+    first = plan.resolve(resources.recipe("default"), host, MODULES)
+    again = plan.resolve(resources.recipe("default"), host, MODULES)
+    other = plan.resolve(resources.recipe("int8"), host, MODULES)
+    assert first.digest == again.digest != other.digest
