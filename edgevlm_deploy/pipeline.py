@@ -75,7 +75,7 @@ class Order:
     def name(self) -> str:
         """Of the bundle: model and target, and the recipe when it is not the default one."""
         parts = [Path(self.model).name, Path(self.target).stem]
-        return "-".join(parts + [Path(self.recipe).stem] * (self.recipe != "default"))
+        return "-".join(parts if self.recipe == "default" else [*parts, Path(self.recipe).stem])
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,14 @@ def _bundle(
         provenance=bundle.Provenance(
             edgevlm_version=__version__,
             packages=_versions(PACKAGES),
-            source=job.source.provenance,
+            source={
+                "name": job.source.name,
+                "revision": job.source.revision,
+                "digest": job.source.digest,
+                "family": job.source.family,
+                "weights": job.source.dtype,
+                "parameters": job.source.parameters,
+            },
             seeds={"evaluation": recipe.evaluation.seed, "calibration": recipe.calibration.seed},
             calibration={"digest": calibrated.digest, "samples": len(calibrated.rows)},
             quantization=_summary(job.plan),

@@ -71,14 +71,22 @@ def _round(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Path) -> list[Path]:
     """Export one component after the other, so that one float graph at a time is in memory."""
     from edgevlm_deploy.export import onnx, readback
+    from edgevlm_deploy.export.passes import rms_norm, rotary
     from edgevlm_deploy.quantize import fakequant
 
     # The integers are written into the graph later; here only the floats change.
     fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
+
+    def decoder(source: Any) -> Any:
+        model = onnx.export_decoder(source)
+        rms_norm.fuse_rms_norm(model)
+        rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context))
+        return model
+
     exporters: dict[str, Callable[[Any], Any]] = {
         "vision_encoder": onnx.export_vision_encoder,
         "embedding": onnx.export_embedding,
-        "decoder": onnx.export_decoder,
+        "decoder": decoder,
     }
     files: list[Path] = []
     found: set[str] = set()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgevlm_deploy.demo.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing
+from edgevlm_deploy.demo.scenes import COLOURS, COLUMNS, SHAPES, SIZES, TEXTURES, Scene, Thing
 
 KINDS = ("existence", "attribute", "count", "relation", "comparison", "yes_no", "negation", "caption")
 
@@ -114,6 +114,14 @@ def _pair(scene: Scene, rng: np.random.Generator) -> tuple[Thing, Thing] | None:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Found:
+    """Where one object is relative to the picture's middle, or to another object."""
+    if rng.random() < 0.4 and (things := _unique(scene, "name")):
+        thing = _pick(things, rng)
+        if _yes(rng):
+            half = "top" if thing.row < COLUMNS // 2 else "bottom"
+            return f"Is the {thing.name} in the top or bottom half?", half
+        half = "left" if thing.column < COLUMNS // 2 else "right"
+        return f"Is the {thing.name} in the left or right half?", half
     pair = _pair(scene, rng)
     if pair is None:
         return None

@@ -11,6 +11,7 @@ prefix and to itself, and its positions go on from the prefix, which is what it 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -57,8 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-steps", type=int, default=450)
-    parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--vision-steps", type=int, default=350)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--pictures", type=int, default=32, help="pictures per step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -76,7 +77,7 @@ def train(out: Path, seed: int, schedule: Schedule, device: torch.device) -> Non
     out.mkdir(parents=True, exist_ok=True)
     with (out / "training.jsonl").open("w") as log:
         _teach_cells(vlm, schedule, device, log)
-        _teach_answers(vlm, tokenizer, schedule, device, log)
+        _teach_answers(vlm, tokenizer, schedule, device, out / "snapshot", log)
     demo.save(vlm, tokenizer, out)
 
 
@@ -169,7 +170,8 @@ class Packed:
     """One row per picture: image prefix, then every question with its answer.
 
     ids, positions, labels: int64 [N, T]; segment: int64 [N, T], 0 for the prefix, 1… for questions,
-    −1 for padding; kind: index into KINDS of the question that a token belongs to.
+    −1 for padding; kind: index into KINDS of the question that a token belongs to; length: tokens of the
+    answer that a label belongs to.
     """
 
     ids: torch.Tensor
@@ -177,6 +179,7 @@ class Packed:
     labels: torch.Tensor
     segment: torch.Tensor
     kind: torch.Tensor
+    length: torch.Tensor
 
 
 def _pack(scenes: list[Scene], first: int, tokenizer: Any, device: torch.device) -> Packed:
@@ -186,7 +189,7 @@ def _pack(scenes: list[Scene], first: int, tokenizer: Any, device: torch.device)
     prefix = tokenizer.encode(f"<|im_start|>User:{image}", add_special_tokens=False)
     rows = []
     for offset, one in enumerate(scenes):
-        columns = [(token, i, IGNORE, 0, 0) for i, token in enumerate(prefix)]
+        columns = [(token, i, IGNORE, 0, 0, 1) for i, token in enumerate(prefix)]
         questions = ask_any(one, QUESTIONS, generator(Split.TRAIN, first + offset, 2))
         for number, question in enumerate(questions, 1):
             prompt = tokenizer.encode(
@@ -196,14 +199,15 @@ def _pack(scenes: list[Scene], first: int, tokenizer: Any, device: torch.device)
             tokens = prompt + answer
             for i, token in enumerate(tokens):
                 label = tokens[i + 1] if len(prompt) - 1 <= i < len(tokens) - 1 else IGNORE
-                columns.append((token, len(prefix) + i, label, number, KINDS.index(question.kind)))
+                row = (token, len(prefix) + i, label, number, KINDS.index(question.kind), len(answer))
+                columns.append(row)
         rows.append(columns)
     # A few fixed lengths: CPU kernels are compiled per shape.
     length = -(-max(map(len, rows)) // 32) * 32
-    packed = np.full((len(rows), length, 5), (tokenizer.pad_token_id, 0, IGNORE, -1, 0))
+    packed = np.full((len(rows), length, 6), (tokenizer.pad_token_id, 0, IGNORE, -1, 0, 1))
     for row, columns in zip(packed, rows, strict=True):
         row[: len(columns)] = columns
-    return Packed(*(torch.from_numpy(packed[..., i].copy()).to(device) for i in range(5)))
+    return Packed(*(torch.from_numpy(packed[..., i].copy()).to(device) for i in range(6)))
 
 
 def _attention(packed: Packed) -> torch.Tensor:
@@ -216,7 +220,11 @@ def _attention(packed: Packed) -> torch.Tensor:
 
 
 def _answer_loss(vlm: Any, packed: Packed, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over answer tokens, and the loss of each of them."""
+    """Mean cross-entropy over answer tokens, and the loss of each of them.
+
+    A token weighs 1/√(length of its answer): between counting tokens, where captions drown the yes and
+    no, and counting answers, where they starve.
+    """
     embeddings = vlm.get_input_embeddings()(packed.ids)
     features = image_features(vlm, pixels)
     is_image = packed.ids == vlm.config.image_token_id
@@ -229,11 +237,14 @@ def _answer_loss(vlm: Any, packed: Packed, pixels: torch.Tensor) -> tuple[torch.
     ).last_hidden_state
     logits = vlm.lm_head(hidden).float().flatten(0, 1)
     losses = F.cross_entropy(logits, packed.labels.flatten(), ignore_index=IGNORE, reduction="none")
-    losses = losses[packed.labels.flatten() != IGNORE]
-    return losses.mean(), losses.detach()
+    asked = packed.labels.flatten() != IGNORE
+    losses, weights = losses[asked], packed.length.flatten()[asked].float().rsqrt()
+    return (losses * weights).sum() / weights.sum(), losses.detach()
 
 
-def _teach_answers(vlm: Any, tokenizer: Any, schedule: Schedule, device: torch.device, log: Any) -> None:
+def _teach_answers(
+    vlm: Any, tokenizer: Any, schedule: Schedule, device: torch.device, snapshot: Path, log: Any
+) -> None:
     optimiser = _Optimiser(list(vlm.parameters()), schedule.steps, schedule.warmup, schedule.rate)
     first = 2 * schedule.pictures * schedule.vision_steps
     began = time.monotonic()
@@ -250,6 +261,7 @@ def _teach_answers(vlm: Any, tokenizer: Any, schedule: Schedule, device: torch.d
         if step % 50 == 0 or step == schedule.steps - 1:
             row = {kind: round(float(np.mean(values)), 4) for kind, values in by_kind.items() if values}
             by_kind = {kind: [] for kind in KINDS}
+            demo.save(copy.deepcopy(vlm), tokenizer, snapshot)
             _log(log, {"stage": "answers", "step": step, "seconds": round(time.monotonic() - began), **row})
 
 

@@ -121,6 +121,18 @@ def replace(model: ir.Model, old: ir.Node, new: list[ir.Node], last: ir.Node | N
     after.name = name
 
 
+def replace_node(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
+    """Put `new` in place of `old`, output by output; names, types and shapes stay."""
+    new.metadata_props.update(old.metadata_props)
+    new.name = old.name
+    names = [value.name for value in old.outputs]
+    for before, after in zip(old.outputs, new.outputs, strict=True):
+        after.dtype, after.shape = before.dtype, before.shape
+    ir.convenience.replace_nodes_and_values(model.graph, old, [old], [new], old.outputs, new.outputs)
+    for value, name in zip(new.outputs, names, strict=True):
+        value.name = name
+
+
 def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
     """Write the graph; returns its files: one, or two when the weights exceed `SINGLE_FILE_BYTES`.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.attention import GROUP_QUERY_ATTENTION, MULTI_HEAD_ATTENTION, attention
@@ -14,6 +16,8 @@ from edgevlm_deploy.export.components import Decoder, Embedding, VisionEncoder
 OPSET = 21
 IR_VERSION = 10
 """Opset and IR version that ONNX Runtime 1.23 reads, the last one with a wheel for JetPack 6's Python."""
+
+POSITION_ONLY_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 def cache_names(layers: int) -> tuple[list[str], list[str]]:
@@ -69,6 +73,30 @@ def export_decoder(source: Any) -> ir.Model:
             ["inputs_embeds", "attention_mask", "position_ids", *past_names],
             ["logits", *present_names],
         )
+
+
+def rotary_table(source: Any, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(cosine, sine) of positions 0 … positions − 1, each float32 [positions, head dim / 2].
+
+    Raises ExportError for embeddings that depend on more than the position.
+    """
+    text = source.config.text_config
+    kind = text.rope_parameters["rope_type"]
+    if kind not in POSITION_ONLY_ROTARY:
+        raise ExportError(
+            f"Rotary embeddings of type {kind!r} change with the length of the context; "
+            f"{', '.join(POSITION_ONLY_ROTARY)} can be exported."
+        )
+    with torch.no_grad():
+        pair = source.model.text_model.rotary_emb(
+            torch.zeros(1, 1, text.hidden_size), position_ids=torch.arange(positions)[None]
+        )
+    cosine, sine = (table[0].numpy() for table in pair)  # [positions, head dim], the halves are equal
+    half = cosine.shape[1] // 2
+    for table in (cosine, sine):
+        if not np.array_equal(table[:, :half], table[:, half:]):
+            raise ExportError("The halves of the rotary table differ; this layout is not supported.")
+    return cosine[:, :half].copy(), sine[:, :half].copy()
 
 
 def _export(

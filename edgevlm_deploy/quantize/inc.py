@@ -11,6 +11,7 @@ import copy
 import io
 import logging
 import re
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -324,6 +325,10 @@ def _library() -> Iterator[Any]:
         silence.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.CRITICAL)
         try:
+            from neural_compressor.common import set_workspace
+
+            # It creates its workspace while being imported, by default in the working directory.
+            set_workspace(tempfile.gettempdir())
             from neural_compressor.torch import quantization
         except ImportError as error:
             raise MissingExtraError(

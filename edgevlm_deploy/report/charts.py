@@ -174,7 +174,7 @@ def reliability(
             ReliabilityPoint(
                 x=round(one.confidence * RELIABILITY_SIDE, 1),
                 y=round((1 - one.accuracy) * RELIABILITY_SIDE, 1),
-                radius=round(2.5 + 7.5 * math.sqrt(share), 1),
+                radius=round(2.5 + 5.5 * math.sqrt(share), 1),
                 count_x=round(middle + (series - 1) * width, 1),
                 count_height=round(max(0.8, share * COUNTS_HEIGHT), 1),
                 bin=one,

@@ -103,9 +103,7 @@ def build(
             if spent > MAX_PICTURE_BYTES:
                 break
             thumbnails[key] = thumbnail
-        entries.append(
-            _entry(flipped, item, said_before[item.id], said_now[item.id], thumbnails.get(key))
-        )
+        entries.append(_entry(flipped, item, said_before[item.id], said_now[item.id], thumbnails.get(key)))
     counts = Counter(flipped.flip for flipped in metrics.flips)
     return Gallery(
         entries=tuple(entries),

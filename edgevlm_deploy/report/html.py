@@ -84,7 +84,11 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"quantity": quantity, "estimate": _estimate, "commas": lambda number: f"{number:,}"}
+    environment.filters |= {
+        "quantity": quantity,
+        "estimate": _estimate,
+        "commas": "{:,}".format,
+    }
     environment.globals |= {
         "Unit": Unit,
         "TITLES": TITLES,

@@ -18,26 +18,26 @@ LONGEST_LIST = 8
 """Lists with more entries are counted instead of shown."""
 
 _FOLDERS = {
-    "tokenizer": "tokenizer",
-    "images": "pictures of the items",
-    "runner": "runner",
     "graphs": "other graph files",
+    "tokenizer": "tokenizer",
+    "runner": "runner",
+    "images": "pictures of the items",
 }
-_FILES = {
-    "items.jsonl": "items and reference answers",
-    "reference.jsonl": "items and reference answers",
-}
+_ITEMS = "items and reference answers"
+_DESCRIPTIONS = "descriptions"
+_ORDER = ("other graph files", "tokenizer", "runner", _DESCRIPTIONS, _ITEMS, "pictures of the items")
+"""What answers questions first, what judges the answers last."""
 
 
 def sizes(bundle: Bundle) -> dict[str, int]:
     """Bytes of the listed files by part, graphs by component first; the sum is the whole bundle."""
-    order = [component.value for component in Component]
-    graphs = sorted(bundle.model.graphs, key=lambda name: order.index(name) if name in order else len(order))
-    found: dict[str, int] = dict.fromkeys(graphs, 0)
+    components = [component.value for component in Component]
+    found: dict[str, int] = {}
     for name, entry in bundle.manifest["files"].items():
         part = _part(name, bundle.model.graphs)
         found[part] = found.get(part, 0) + int(entry["bytes"])
-    return found
+    order = [*components, *sorted(set(bundle.model.graphs) - set(components)), *_ORDER]
+    return {part: found[part] for part in order if part in found}
 
 
 def _part(name: str, graphs: Mapping[str, str]) -> str:
@@ -46,7 +46,9 @@ def _part(name: str, graphs: Mapping[str, str]) -> str:
         stem = PurePosixPath(path).with_suffix("").as_posix()
         if name == path or name.startswith(f"{stem}."):
             return component
-    return _FOLDERS.get(name.split("/")[0]) or _FILES.get(name) or "descriptions"
+    if name in ("items.jsonl", "reference.jsonl"):
+        return _ITEMS
+    return _FOLDERS.get(name.split("/")[0], _DESCRIPTIONS)
 
 
 def recipe(bundle: Bundle) -> Recipe:

@@ -7,7 +7,7 @@ from edgevlm_deploy.verdict import Outcome, Verdict
 
 
 def headline(verdict: Verdict) -> str:
-    """"Deployable", "Not deployable" or "Inconclusive"."""
+    """ "Deployable", "Not deployable" or "Inconclusive"."""
     return {Outcome.PASS: "Deployable", Outcome.FAIL: "Not deployable"}.get(verdict.outcome, "Inconclusive")
 
 
@@ -19,7 +19,7 @@ def why(verdict: Verdict) -> str:
         for outcome in Outcome
     }
     if verdict.outcome is Outcome.PASS:
-        return f"all {total} gates passed at {verdict.level:.0%} confidence."
+        return f"{total} of {total} gates passed at {verdict.level:.0%} confidence."
     phrases = [
         f"{len(by_outcome[outcome])} of {total} gates {verb} ({', '.join(by_outcome[outcome])})"
         for outcome, verb in (

@@ -59,7 +59,7 @@ _PREFIXES = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"))
 
 
 def quantity(value: float | None, unit: Unit) -> str:
-    """"98.4%", "0.42 pp", "0.931", "41.3 ms", "184 MB"; a dash for None. Bytes are decimal."""
+    """ "98.4%", "0.42 pp", "0.931", "41.3 ms", "184 MB"; a dash for None. Bytes are decimal."""
     if value is None:
         return MISSING
     scale, suffix = _scale(abs(value), unit)
@@ -67,7 +67,7 @@ def quantity(value: float | None, unit: Unit) -> str:
 
 
 def interval(low: float | None, high: float | None, unit: Unit) -> str:
-    """"[0.21, 0.83]%"; an open side reads "?"; a dash without any bound."""
+    """ "[0.21, 0.83]%"; an open side reads "?"; a dash without any bound."""
     if low is None and high is None:
         return MISSING
     scale, suffix = _scale(max(abs(bound) for bound in (low, high) if bound is not None), unit)
@@ -76,7 +76,7 @@ def interval(low: float | None, high: float | None, unit: Unit) -> str:
 
 
 def limit(gate: GateResult) -> str:
-    """"≤ 2%" or "≥ 0.6", without digits that nobody wrote."""
+    """ "≤ 2%" or "≥ 0.6", without digits that nobody wrote."""
     bound, sign = (gate.max, "≤") if gate.max is not None else (gate.min, "≥")
     assert bound is not None
     unit = UNITS[gate.metric]

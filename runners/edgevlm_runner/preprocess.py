@@ -71,7 +71,7 @@ def load_image(source: Union[str, Path, bytes]) -> Image.Image:
         raise ImageError(_too_large(name, str(error))) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: not a picture in a format that is read ({', '.join(FORMATS)}). Convert it to PNG or JPEG."
+            f"{name}: not a picture in a format that is read ({', '.join(FORMATS)}). Convert it to PNG."
         ) from error
     # Pillow raises OSError, SyntaxError, struct.error … depending on which decoder meets the damage.
     except Exception as error:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from edgevlm_deploy.errors import DataError, QuantizationError
+from edgevlm_deploy.errors import DataError, MissingExtraError, QuantizationError
 from edgevlm_deploy.quantize import QuantizedModel, capture, fakequant, inc, quantize, resolve, uniform
 from edgevlm_deploy.recipe import Algorithm, Component, ModuleOverride, Precision, Quantizer, Scheme
 
@@ -271,3 +274,23 @@ def test_the_library_is_quiet(
     output = capfd.readouterr()
     assert output.out == "" and output.err == ""
     assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_the_library_leaves_nothing_in_the_working_directory(tmp_path: Path) -> None:
+    code = "from edgevlm_deploy.quantize import inc\nwith inc._library(): pass"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_a_sentence(
+    load_model: Callable[[], Any], batches: Any, modules: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "neural_compressor"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "neural_compressor", None)
+    request = resolve(decoder(Scheme.W4A16_G32, Algorithm.GPTQ), (), modules, INC)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgevlm\[compile\]'"):
+        quantize(load_model, request, batches)

@@ -1,0 +1,63 @@
+"""What is known about a source model before a single weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers that graphs, KV cache and prompts are built from."""
+
+    layers: int
+    """Decoder layers."""
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    """Width of the decoder and of its embeddings."""
+    vocab_size: int
+    max_context: int
+    """Positions that the decoder was made for, in tokens."""
+    rope_theta: float
+    image_token_id: int
+    image_size: int
+    """Side of one tile in pixels."""
+    patch_size: int
+    tokens_per_tile: int
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A checkpoint that was checked but not loaded; `source.load` makes the torch model.
+
+    modules  component → names of its weight matrices (linear layers, or the embedding)
+    shapes   module name → (rows N, columns K) of its weight
+    """
+
+    path: Path
+    name: str
+    """The hub id, or the folder's name: never a path of this machine."""
+    revision: str
+    """Commit of a hub checkpoint, "" for a folder."""
+    digest: str
+    """SHA-256 over names and contents of config, weights and tokenizer files."""
+    family: str
+    dtype: str
+    """What the weights are stored as: "fp16", "bf16" or "fp32"."""
+    weight_files: tuple[str, ...]
+    """Names of the safetensors files in `path`."""
+    architecture: Architecture
+    prefixes: Mapping[str, str]
+    """component → name of the torch module that holds it."""
+    modules: Mapping[str, tuple[str, ...]]
+    shapes: Mapping[str, tuple[int, int]]
+    parameters: int
+    tied_head: bool
+    """Whether the head shares the embedding's weight."""
+
+    @property
+    def tokenizer(self) -> Path:
+        """tokenizer.json, which the device reads as it is."""
+        return self.path / "tokenizer.json"

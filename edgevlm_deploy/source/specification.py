@@ -1,0 +1,240 @@
+"""The device's view of a model: preprocessing numbers, the prompt rendered once, context and end tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner import prompt
+from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
+from tokenizers import Tokenizer
+
+from edgevlm_deploy.errors import CheckpointError, MissingExtraError
+from edgevlm_deploy.recipe import Recipe
+from edgevlm_deploy.source.checkpoint import CONFIG, read_json
+from edgevlm_deploy.source.model import SourceModel
+
+IMAGE_PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+"""With these names, or with transformers' suffixes Fast and Pil."""
+END_OF_UTTERANCE = "<end_of_utterance>"
+MAX_TEMPLATE_BYTES = 1 << 20
+# Private-use characters: no template has them, no tokenizer of words touches them.
+_QUESTION = "\ue000question\ue001"
+
+
+def model_spec(source: SourceModel, recipe: Recipe, runtime: str, graphs: Mapping[str, str]) -> ModelSpec:
+    """Everything that the runner must know, proved on sample prompts against transformers' tokenizer.
+
+    `max_context` and `max_new_tokens` of the recipe are cut to what the decoder was made for.
+    graphs: component → path inside the bundle.
+    Raises CheckpointError when preprocessing, chat template or tokenizer is not what the device can do.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError("Reading a checkpoint needs `pip install edgevlm[compile]`.") from error
+    if not source.tokenizer.is_file():
+        raise CheckpointError(
+            f"{source.path}: has no tokenizer.json. Save it with transformers: "
+            "`AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+        on_device = Tokenizer.from_file(str(source.tokenizer))
+    except Exception as error:  # the Rust binding raises nothing narrower
+        raise CheckpointError(f"{source.path}: its tokenizer cannot be loaded ({error}).") from error
+    architecture = source.architecture
+    max_context = min(recipe.generation.max_context, architecture.max_context)
+    spec = ModelSpec(
+        family=source.family,
+        runtime=runtime,
+        graphs=dict(graphs),
+        image=image_spec(source, recipe),
+        prompt=prompt_spec(source, tokenizer),
+        image_token_id=architecture.image_token_id,
+        eos_token_ids=eos_token_ids(source, on_device),
+        max_new_tokens=min(recipe.generation.max_new_tokens, max_context - 1),
+        max_context=max_context,
+        layers=architecture.layers,
+        kv_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        hidden_size=architecture.hidden_size,
+        vocab_size=architecture.vocab_size,
+    )
+    _check_tokens(source, spec, tokenizer, on_device)
+    return spec
+
+
+def image_spec(source: SourceModel, recipe: Recipe) -> ImageSpec:
+    """The image processor's numbers, defaults filled in by transformers itself."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    _check_image_processor_type(source)
+    try:
+        # Idefics3's and SmolVLM's are the same class under two names.
+        processor = Idefics3ImageProcessorPil.from_pretrained(source.path, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{source.path}: its image processor cannot be loaded ({error}).") from error
+    steps = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
+    skipped = [step for step in steps if not getattr(processor, step)]
+    tile_size = dict(processor.max_image_size).get("longest_edge")
+    longest_edge = dict(processor.size).get("longest_edge")
+    if skipped or not tile_size or not longest_edge:
+        raise CheckpointError(
+            f"{source.path}: its image processor goes without {', '.join(skipped) or 'longest_edge'}; "
+            "the device always resizes by the longest edge, rescales and normalises."
+        )
+    if tile_size != source.architecture.image_size:
+        raise CheckpointError(
+            f"{source.path}: the image processor cuts tiles of {tile_size} pixels, the vision "
+            f"encoder is made for {source.architecture.image_size}. They are of different models."
+        )
+    mean, std = (_three(value) for value in (processor.image_mean, processor.image_std))
+    return ImageSpec(
+        tile_size=int(tile_size),
+        longest_edge=int(longest_edge),
+        split=bool(processor.do_image_splitting),
+        max_tiles=recipe.image.max_tiles,
+        resample=int(processor.resample),
+        rescale_factor=float(processor.rescale_factor),
+        mean=mean,
+        std=std,
+    )
+
+
+def _check_image_processor_type(source: SourceModel) -> None:
+    """transformers 5 keeps the image processor inside processor_config.json, 4 in a file of its own."""
+    data = _optional_json(source.path / "preprocessor_config.json")
+    nested = _optional_json(source.path / "processor_config.json").get("image_processor")
+    if not data and isinstance(nested, dict):
+        data = nested
+    kind = str(data.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
+    if kind not in IMAGE_PROCESSORS:
+        raise CheckpointError(
+            f"{source.path}: image processor {kind or '(none)'}, expected {' or '.join(IMAGE_PROCESSORS)} in "
+            "preprocessor_config.json or processor_config.json."
+        )
+
+
+def _three(value: Any) -> tuple[float, float, float]:
+    red, green, blue = [float(one) for one in (value if isinstance(value, list | tuple) else [value] * 3)]
+    return red, green, blue
+
+
+def prompt_spec(source: SourceModel, tokenizer: Any) -> PromptSpec:
+    """Render the chat template with sentinels and leave open where question and picture go."""
+    image_token = tokenizer.convert_ids_to_tokens(source.architecture.image_token_id)
+    if not isinstance(image_token, str):
+        raise CheckpointError(
+            f"{source.path}: its tokenizer lacks the image token {source.architecture.image_token_id}."
+        )
+    stated = _optional_json(source.path / "processor_config.json").get("image_seq_len")
+    if stated not in (None, source.architecture.tokens_per_tile):
+        raise CheckpointError(
+            f"{source.path}: processor_config.json has image_seq_len {stated}, the vision encoder gives "
+            f"{source.architecture.tokens_per_tile} tokens per tile. They are of different models."
+        )
+    template = _chat_template(source.path) or tokenizer.chat_template
+    if not isinstance(template, str):
+        raise CheckpointError(
+            f"{source.path}: has no chat template (chat_template.jinja, chat_template.json or in "
+            "processor_config.json). A model without turns cannot be asked questions."
+        )
+    with_image = _render(source, tokenizer, template, [{"type": "image"}])
+    placed = with_image.count(image_token)
+    if placed != 1:
+        raise CheckpointError(
+            f"{source.path}: its chat template places {placed} image tokens for one picture."
+        )
+    return PromptSpec(
+        with_image=with_image.replace(image_token, prompt.IMAGE_SLOT),
+        text_only=_render(source, tokenizer, template, []),
+        image_token=image_token,
+        fake_token=getattr(tokenizer, "fake_image_token", "<fake_token_around_image>"),
+        global_token=getattr(tokenizer, "global_image_token", "<global-img>"),
+        tokens_per_tile=source.architecture.tokens_per_tile,
+    )
+
+
+def _chat_template(path: Path) -> str | None:
+    """In the order in which transformers' processors look for it."""
+    jinja = path / "chat_template.jinja"
+    if jinja.is_file() and jinja.stat().st_size <= MAX_TEMPLATE_BYTES:
+        return jinja.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):
+        template = _optional_json(path / name).get("chat_template")
+        if isinstance(template, str):
+            return template
+    return None
+
+
+def _render(source: SourceModel, tokenizer: Any, template: str, parts: list[dict[str, str]]) -> str:
+    """The conversation of one user turn up to the answer; jinja runs in transformers' sandbox."""
+    content = [*parts, {"type": "text", "text": _QUESTION}]
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+    except Exception as error:  # whatever the template raises
+        raise CheckpointError(f"{source.path}: its chat template cannot be rendered ({error}).") from error
+    slots = (prompt.IMAGE_SLOT, prompt.QUESTION_SLOT)
+    if text.count(_QUESTION) != 1 or any(slot in text for slot in slots):
+        raise CheckpointError(
+            f"{source.path}: its chat template does not repeat the question once and unchanged: {text!r}."
+        )
+    return str(text.replace(_QUESTION, prompt.QUESTION_SLOT))
+
+
+def eos_token_ids(source: SourceModel, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Where generation stops: generation_config.json (else config.json), and the end of a turn."""
+    config = read_json(source.path / CONFIG)
+    text = config.get("text_config")
+    places = (
+        _optional_json(source.path / "generation_config.json"),
+        config,
+        text if isinstance(text, dict) else {},
+    )
+    stated: Any = next((one["eos_token_id"] for one in places if one.get("eos_token_id") is not None), [])
+    ids = [*(stated if isinstance(stated, list) else [stated]), tokenizer.token_to_id(END_OF_UTTERANCE)]
+    known = [
+        one for one in dict.fromkeys(ids) if type(one) is int and 0 <= one < source.architecture.vocab_size
+    ]
+    if not known:
+        raise CheckpointError(
+            f"{source.path}: no eos_token_id in generation_config.json or config.json, and no "
+            f"{END_OF_UTTERANCE} in the tokenizer: an answer would never end."
+        )
+    return tuple(known)
+
+
+def _check_tokens(source: SourceModel, spec: ModelSpec, tokenizer: Any, on_device: Tokenizer) -> None:
+    """The device's tokens are transformers' tokens, on prompts with and without a picture."""
+    for grid in (None, (0, 0), (2, 3)):
+        text = prompt.build("Is it 12 or 3.5 cm,\n or “naïve”?", grid, spec.prompt)
+        ours = prompt.encode(on_device, text)[0].tolist()
+        # As processors do: what begins with BOS gets no special tokens.
+        begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        theirs = tokenizer(text, add_special_tokens=not begins).input_ids
+        if ours != list(theirs):
+            raise CheckpointError(
+                f"{source.path}: tokenizer.json and transformers' {type(tokenizer).__name__} disagree on a "
+                f"prompt ({len(ours)} and {len(theirs)} tokens). Save the tokenizer again."
+            )
+        views = 0 if grid is None else grid[0] * grid[1] + 1
+        if ours.count(spec.image_token_id) != views * spec.prompt.tokens_per_tile:
+            raise CheckpointError(
+                f"{source.path}: {spec.prompt.image_token!r} is no single token of tokenizer.json; "
+                "the picture cannot be placed."
+            )
+        if max(ours) >= spec.vocab_size:
+            raise CheckpointError(
+                f"{source.path}: its tokenizer has token {max(ours)}, its embedding {spec.vocab_size} rows."
+            )
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

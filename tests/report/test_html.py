@@ -1,0 +1,187 @@
+"""The page as text: self-contained, escaped, bounded, complete."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgevlm_deploy.errors import DataError
+from edgevlm_deploy.metrics.consistency import Flip
+from edgevlm_deploy.recipe import Gate, GateName
+from edgevlm_deploy.report import gallery, html
+from edgevlm_deploy.verdict import judge
+
+VOID = {"meta", "link", "input", "br", "img"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes and the text of the page; proves that every tag is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def rendered(case: Any, out: Path, **changes: Any) -> str:
+    given = {**vars(case), **changes}
+    html.render(**given, out=out)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(small_case: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return rendered(small_case, tmp_path_factory.mktemp("report") / "report.html")
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_script(text: str) -> None:
+    page = Page(text)
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on") and name != "style", name
+            if name in ("src", "href"):
+                assert value is not None and value.startswith(("#", "data:"))
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None and policy.startswith("default-src 'none'") and "unsafe" not in policy
+    for tag in ("style", "script"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_what_models_say_stays_text(text: str) -> None:
+    page = Page(text)
+    assert not page.all("img") and not page.all("b")
+    assert any('</script><img src=x onerror="document.title=1">' in part for part in page.text)
+
+
+def test_ids_are_unique_and_references_resolve(text: str) -> None:
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        target = attributes.get("href") or ""
+        labelled = (attributes.get("aria-labelledby") or "").split()
+        assert not target.startswith("#") or target[1:] in ids
+        assert set(labelled) <= set(ids)
+
+
+def test_every_table_has_a_caption_and_scopes(text: str) -> None:
+    page = Page(text)
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(attributes.get("scope") for attributes in page.all("th"))
+    assert [tag for tag, _ in page.tags if tag in ("h1", "h2")][:2] == ["h1", "h2"]
+
+
+def test_every_flip_and_gate_is_on_the_page(small_case: Any, text: str) -> None:
+    page = Page(text)
+    shown = [a["data-direction"] for a in page.all("article")]
+    assert len(shown) == len(small_case.metrics.flips)
+    directions = [direction.value for direction in gallery.DIRECTIONS]
+    assert shown == sorted(shown, key=lambda one: directions.index(one or "")), "right → wrong first"
+    for gate in small_case.verdict.gates:
+        assert gate.reason in "".join(page.text)
+    assert len(text) < 5_000_000
+
+
+def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) -> None:
+    built = _gallery(small_case)
+    assert len({one.uri for one in built.thumbnails}) == len(built.thumbnails)
+    by_id = {item.id: item for item in small_case.bundle.items}
+    seen: dict[str, tuple[str, str]] = {}
+    for entry in built.entries:
+        item = by_id[entry.id]
+        assert (entry.thumbnail is None) == (not item.image)
+        if entry.thumbnail is not None:
+            assert seen.setdefault(entry.thumbnail.id, (item.image_id, item.condition)) == (
+                item.image_id,
+                item.condition,
+            )
+    assert len(seen) == len(built.thumbnails)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_SHOWN", 5), ("MAX_PICTURE_BYTES", 12_000)])
+def test_the_gallery_is_bounded(
+    small_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(gallery, limit, value)
+    built = _gallery(small_case)
+    total = sum(built.total.values())
+    assert 0 < len(built.entries) < total == len(small_case.metrics.flips)
+    assert built.entries[0].direction is Flip.NEGATIVE
+    text = rendered(small_case, tmp_path / "report.html")
+    assert f"The page holds {len(built.entries)} of them" in text
+
+
+@pytest.mark.parametrize(
+    ("gate", "headline"),
+    [
+        (Gate(metric=GateName.ACCURACY, min=0.01), "Deployable"),
+        (Gate(metric=GateName.ACCURACY, max=0.01), "Not deployable"),
+        (Gate(metric=GateName.LATENCY_MS_P95, max=1.0), "Inconclusive"),
+    ],
+)
+def test_the_banner_says_what_the_verdict_says(
+    small_case: Any, tmp_path: Path, gate: Gate, headline: str
+) -> None:
+    verdict = judge([gate], small_case.metrics)
+    text = rendered(small_case, tmp_path / "report.html", verdict=verdict)
+    assert f'<section class="verdict {verdict.outcome.value}"' in text
+    assert f'<h2 id="verdict">{headline}</h2>' in text
+    assert ("was not judged: not measured on a device" in text) == (headline == "Inconclusive")
+
+
+def test_a_recipe_without_corruptions(make_case: Callable[..., Any], tmp_path: Path) -> None:
+    text = rendered(make_case(pictures=12, corruptions=()), tmp_path / "report.html")
+    Page(text)
+    assert "The recipe asks for no corruptions." in text and 'id="heat-drop"' not in text
+
+
+def test_an_artifact_that_answers_like_the_reference(make_case: Callable[..., Any], tmp_path: Path) -> None:
+    case = make_case(pictures=12, corruptions=())
+    unchanged = case.metrics.model_copy(update={"flips": ()})
+    text = rendered(case, tmp_path / "report.html", metrics=unchanged)
+    assert "The artifact gave the reference's answer to every item." in text
+    assert not Page(text).all("article")
+
+
+def test_evidence_of_another_bundle_is_refused(small_case: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="validate this bundle first"):
+        rendered(small_case, tmp_path / "report.html", evidence={**small_case.evidence, "bundle": "00" * 32})
+    assert not list(tmp_path.iterdir())
+
+
+def _gallery(case: Any) -> gallery.Gallery:
+    from edgevlm_runner.contract import Answer, read_jsonl
+
+    reference = read_jsonl(case.bundle.path("reference.jsonl"), Answer)
+    return gallery.build(case.bundle, reference, case.answers, case.metrics)

@@ -1,0 +1,204 @@
+"""The page in a browser: filters, keyboard, phone width, no errors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgevlm_deploy.report import html
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed (extra `dev`)")
+
+from selenium.webdriver import Chrome, ChromeOptions  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select  # noqa: E402
+
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with chromedriver on this machine")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*QUIET.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = Chrome(options, Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="module")
+def address(small_case: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out: Path = tmp_path_factory.mktemp("report") / "report.html"
+    html.render(**vars(small_case), out=out)
+    return out.as_uri()
+
+
+@pytest.fixture
+def page(browser: Chrome, address: str) -> Iterator[Chrome]:
+    """The page, freshly loaded; whatever a test did, the console has to stay empty."""
+    console(browser)
+    browser.set_window_size(1280, 1000)
+    browser.get(address)
+    yield browser
+    assert console(browser) == []
+
+
+def console(browser: Chrome) -> list[Any]:
+    """What was written since the last call."""
+    return list(browser.get_log("browser"))  # type: ignore[no-untyped-call]
+
+
+def visible(page: Chrome) -> list[Any]:
+    return [card for card in page.find_elements(By.CSS_SELECTOR, ".flip") if card.is_displayed()]
+
+
+def test_direction_condition_and_kind_narrow_the_gallery(page: Chrome, small_case: Any) -> None:
+    flips = small_case.metrics.flips
+    assert len(visible(page)) == len(flips)
+    page.find_element(By.CSS_SELECTOR, "input[name=direction][value=negative]").click()
+    negative = [one for one in flips if one.flip.value == "negative"]
+    assert [card.get_attribute("data-direction") for card in visible(page)] == ["negative"] * len(negative)
+    assert page.find_element(By.ID, "shown").text == str(len(negative))
+    condition = Select(page.find_element(By.NAME, "condition"))
+    condition.select_by_value("clean")
+    clean = [one for one in negative if one.condition == "clean"]
+    assert 0 < len(visible(page)) == len(clean) < len(negative)
+    group = next(one.group for one in clean if one.group)
+    Select(page.find_element(By.NAME, "group")).select_by_visible_text(group)
+    assert len(visible(page)) == sum(one.group == group for one in clean)
+    page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
+    assert len(visible(page)) == len(flips)
+
+
+def test_one_corruption_and_all_of_them(page: Chrome, small_case: Any) -> None:
+    flips = [one for one in small_case.metrics.flips if one.condition != "clean"]
+    condition = Select(page.find_element(By.NAME, "condition"))
+    condition.select_by_value("corrupted")
+    assert len(visible(page)) == len(flips)
+    name = flips[0].condition.split("/")[0]
+    condition.select_by_value(name)
+    assert len(visible(page)) == sum(one.condition.startswith(f"{name}/") for one in flips)
+
+
+def test_free_text(page: Chrome) -> None:
+    search = page.find_element(By.NAME, "text")
+    search.send_keys("follows NUMBER")
+    (card,) = visible(page)
+    assert 'onerror="document.title=1"' in card.text and page.title.endswith(("eployable", "Inconclusive"))
+    search.send_keys(" nowhere")
+    assert not visible(page)
+    assert page.find_element(By.ID, "nothing-left").is_displayed()
+
+
+def test_the_heat_map_changes_its_numbers_by_keyboard(page: Chrome) -> None:
+    def shown() -> set[str]:
+        cells = page.find_elements(By.CSS_SELECTOR, ".heat td .v")
+        return {str(one.get_attribute("class")).split()[1] for one in cells if one.is_displayed()}
+
+    assert shown() == {"accuracy"}
+    radio = page.find_element(By.ID, "heat-accuracy")
+    radio.send_keys(Keys.ARROW_RIGHT)
+    assert shown() == {"drop"}
+    page.find_element(By.ID, "heat-drop").send_keys(Keys.ARROW_RIGHT)
+    assert shown() == {"flips"}
+
+
+def test_pictures_are_drawn(page: Chrome, small_case: Any) -> None:
+    """Screenshot of one picture: the thumbnail behind <use> is really decoded."""
+    import io
+
+    from PIL import Image
+
+    picture = page.find_element(By.CSS_SELECTOR, ".flip .picture")
+    page.execute_script("arguments[0].scrollIntoView()", picture)
+    colours = Image.open(io.BytesIO(picture.screenshot_as_png)).convert("RGB").getcolors(1 << 20)
+    assert colours is not None and len(colours) > 100
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_only_tables_scroll_sideways(page: Chrome, width: int) -> None:
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    try:
+        assert page.execute_script("return innerWidth") == width
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        outside = page.execute_script(
+            "return [...document.querySelectorAll('body *')].filter(e => !e.closest('.box, .store, svg') &&"
+            " e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 80))"
+        )
+        assert outside == []
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_it_reads_without_scripts(browser: Chrome, address: str, small_case: Any) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(address)
+        assert len(visible(browser)) == len(small_case.metrics.flips)
+        assert not browser.find_element(By.ID, "filters").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_contrast_of_every_text(page: Chrome, dark_and_light: Callable[[Chrome, str], None]) -> None:
+    """WCAG AA: 4.5 to 1 against what is painted below, in both colour schemes."""
+    for scheme in ("light", "dark"):
+        dark_and_light(page, scheme)
+        poor = page.execute_script(CONTRAST)
+        assert poor == [], scheme
+
+
+@pytest.fixture
+def dark_and_light() -> Callable[[Chrome, str], None]:
+    def set_scheme(page: Chrome, scheme: str) -> None:
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    return set_scheme
+
+
+CONTRAST = """
+const rgba = text => {
+  const found = text.match(/[\\d.]+/g).map(Number);
+  return found.length < 4 ? [...found, 1] : found;
+};
+const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+const luminance = colour => {
+  const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const [r, g, b] = colour.map(c => linear(c / 255));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = element => {
+  const chain = [];
+  for (let e = element; e; e = e.parentElement) chain.push(rgba(getComputedStyle(e).backgroundColor));
+  return chain.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+};
+const poor = new Set();
+for (const element of document.querySelectorAll("main *, header *")) {
+  const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+  if (!own || !element.getClientRects().length || element.closest("svg, select")) continue;
+  const below = ground(element);
+  const pair = [luminance(over(rgba(getComputedStyle(element).color), below)), luminance(below)];
+  const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+  if (ratio < 4.5) poor.add(`${element.className} ${ratio.toFixed(2)} ${element.textContent.slice(0, 30)}`);
+}
+return [...poor];
+"""
