@@ -26,6 +26,7 @@ from edgevlm_deploy import (
     metrics,
     plan,
     quantize,
+    quiet,
     reference,
     resources,
     source,
@@ -100,27 +101,28 @@ def compile(order: Order, watch: Watcher) -> Path:
 
     Raises any of the host's errors (`edgevlm_deploy.errors`).
     """
+    with quiet.libraries():
+        job = _job(order, watch)
+        watch.begin("Data")
+        recipe = job.plan.recipe
+        samples = _samples(order, recipe.evaluation, recipe.calibration.samples, job.cache)
+        calibrated = _calibration(job, samples.calibration)
+        items = _items(job, samples.evaluation)
+        answers = _reference(job, items)
+        quantized = _quantized(job, calibrated)
+        exported = _graphs(job, items, quantized)
+        return _bundle(job, order, items, answers, calibrated, quantized, exported)
+
+
+def _job(order: Order, watch: Watcher) -> Job:
     recipe, target = resources.recipe(order.recipe), resources.target(order.target)
     watch.begin("Model")
     checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
     model = source.inspect(checkpoint, order.revision, order.offline)
     made = plan.resolve(recipe, target, model.modules)
     graphs = backends.graph_names(target.backend)
-    job = Job(
-        source=model,
-        plan=made,
-        spec=source.model_spec(model, recipe, target.backend.value, graphs),
-        cache=order.out / "stages",
-        watch=watch,
-    )
-    watch.begin("Data")
-    samples = _samples(order, recipe.evaluation, recipe.calibration.samples, job.cache)
-    calibrated = _calibration(job, samples.calibration)
-    items = _items(job, samples.evaluation)
-    answers = _reference(job, items)
-    quantized = _quantized(job, calibrated)
-    exported = _graphs(job, items, quantized)
-    return _bundle(job, order, items, answers, calibrated, quantized, exported)
+    spec = source.model_spec(model, recipe, target.backend.value, graphs)
+    return Job(model, made, spec, order.out / "stages", watch)
 
 
 def _samples(order: Order, evaluation: Evaluation, calibration_samples: int, cache: Path) -> Samples:

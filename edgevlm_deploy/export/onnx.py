@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -103,17 +107,20 @@ def _export(
     module: Any, arguments: tuple[Any, ...], axes: tuple[Any, ...], inputs: list[str], outputs: list[str]
 ) -> ir.Model:
     """Trace `module`; raise ExportError when the graph's signature is not the one asked for."""
-    with torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),
-            arguments,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_shapes=axes,
-            verbose=False,
-        )
+    try:
+        with torch.no_grad(), _without_notices():
+            program = torch.onnx.export(
+                module.eval(),
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=axes,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"{type(module).__name__} cannot be exported: {error}") from error
     model = program.model
     model.ir_version = IR_VERSION
     found = ([value.name for value in model.graph.inputs], [value.name for value in model.graph.outputs])
@@ -123,3 +130,18 @@ def _export(
             f"expected {(inputs, outputs)} at opset {OPSET}. Is this version of torch supported?"
         )
     return model
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """torch announces deprecations inside itself and packages that it does without; errors still show."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)

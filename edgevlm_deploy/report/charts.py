@@ -17,7 +17,6 @@ BAR_WIDTH = 180.0
 HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT, HISTOGRAM_BINS = 200.0, 34.0, 40
 RELIABILITY_SIDE = 260.0
 COUNTS_HEIGHT = 44.0
-HEAT_LEVELS = 10
 
 
 @dataclass(frozen=True)
@@ -181,11 +180,3 @@ def reliability(
             )
         )
     return tuple(points)
-
-
-def heat_level(value: float | None, full: float) -> str:
-    """Class of a heat map cell: "none", "plus-0" … "plus-10" or "minus-1" … "minus-10" of `full`."""
-    if value is None:
-        return "none"
-    level = min(HEAT_LEVELS, round(abs(value) / full * HEAT_LEVELS)) if full > 0 else 0
-    return f"minus-{level}" if value < 0 and level else f"plus-{level}"

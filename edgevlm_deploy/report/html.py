@@ -17,16 +17,13 @@ from markupsafe import Markup
 from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.statistics import Estimate
-from edgevlm_deploy.metrics.tables import Comparison, Metrics
+from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
-from edgevlm_deploy.report import charts, gallery, inventory, outcome
-from edgevlm_deploy.report.quantity import TITLES, UNITS, Unit, interval, limit, measured, quantity
+from edgevlm_deploy.report import charts, gallery, heat_map, inventory, outcome
+from edgevlm_deploy.report.quantity import TITLES, UNITS, Unit, estimated, interval, limit, measured, quantity
 from edgevlm_deploy.verdict import Verdict
 
 _HERE = Path(__file__).parent
-LEAST_FULL_SCALE = 0.05
-"""A heat map of differences is never stretched beyond five points: noise must not look like a fire."""
-
 HEADLINES = (
     ("Accuracy, clean", "reference_accuracy", "accuracy", Unit.SHARE),
     ("Accuracy, corrupted", "reference_corrupted_accuracy", "corrupted_accuracy", Unit.SHARE),
@@ -86,7 +83,7 @@ def render(
     )
     environment.filters |= {
         "quantity": quantity,
-        "estimate": _estimate,
+        "estimate": estimated,
         "commas": "{:,}".format,
     }
     environment.globals |= {
@@ -117,7 +114,8 @@ def render(
         why=outcome.why(verdict),
         headlines=[row for row in HEADLINES if metrics.estimates[row[2]].value is not None],
         changes=[row for row in CHANGES if metrics.estimates[row[1]].value is not None],
-        heat=_heat_map(metrics),
+        noise_floor=Estimate.model_validate(bundle.manifest["reference"]["noise_floor"]),
+        heat=heat_map.build(metrics),
         group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
         reliability=_reliability(metrics),
         durations=_durations(evidence, verdict),
@@ -149,84 +147,6 @@ def _policy(style: str, script: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
-
-
-def _estimate(estimate: Estimate, unit: Unit) -> str:
-    """Value and interval."""
-    if estimate.low is None and estimate.high is None:
-        return quantity(estimate.value, unit)
-    return f"{quantity(estimate.value, unit)} {interval(estimate.low, estimate.high, unit)}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of the heat map. `sure`: the interval of a difference excludes zero."""
-
-    text: str
-    level: str
-    detail: str
-    sure: bool
-
-
-@dataclass(frozen=True)
-class HeatRow:
-    """view → its cells, one a severity (None: not tested) and the last over all of them."""
-
-    corruption: str
-    cells: dict[str, tuple[Cell | None, ...]]
-    corruption_error: float | None
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    severities: tuple[int, ...]
-    rows: tuple[HeatRow, ...]
-    views: tuple[tuple[str, str], ...] = (
-        ("accuracy", "accuracy"),
-        ("drop", "drop against the reference"),
-        ("flips", "right → wrong"),
-    )
-
-
-def _heat_map(metrics: Metrics) -> HeatMap | None:
-    """None without corrupted items."""
-    if not metrics.corruptions:
-        return None
-    severities = tuple(sorted({row.severity for row in metrics.conditions}))
-    at = {(row.corruption, row.severity): row.comparison for row in metrics.conditions}
-    everything = list(at.values())
-    full = {
-        "accuracy": 1.0,
-        "drop": max(LEAST_FULL_SCALE, *(abs(one.accuracy_drop.value or 0.0) for one in everything)),
-        "flips": max(LEAST_FULL_SCALE, *(one.negative_flip_rate.value or 0.0 for one in everything)),
-    }
-    rows = []
-    for row in metrics.corruptions:
-        compared = [at.get((row.corruption, severity)) for severity in severities] + [row.comparison]
-        cells = {view: tuple(_cell(one, view, full[view]) for one in compared) for view in full}
-        rows.append(HeatRow(row.corruption, cells, row.corruption_error))
-    return HeatMap(severities, tuple(rows))
-
-
-def _cell(compared: Comparison | None, view: str, full: float) -> Cell | None:
-    if compared is None:
-        return None
-    estimate, unit = {
-        "accuracy": (compared.artifact_accuracy, Unit.SHARE),
-        "drop": (compared.accuracy_drop, Unit.POINTS),
-        "flips": (compared.negative_flip_rate, Unit.SHARE),
-    }[view]
-    assert estimate.value is not None
-    low, high = estimate.low, estimate.high
-    text = f"{round(estimate.value * 100, 1) + 0.0:.1f}".replace("-", "−")
-    return Cell(
-        text=text,
-        level=charts.heat_level(estimate.value, full),
-        detail=f"{_estimate(estimate, unit)}, {compared.n} items; reference "
-        f"{quantity(compared.reference_accuracy.value, Unit.SHARE)}, "
-        f"artifact {quantity(compared.artifact_accuracy.value, Unit.SHARE)}",
-        sure=view != "drop" or (low is not None and low > 0.0) or (high is not None and high < 0.0),
-    )
 
 
 def _reliability(metrics: Metrics) -> dict[str, tuple[charts.ReliabilityPoint, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from enum import Enum
 
+from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.verdict import GateResult
 
@@ -73,6 +74,13 @@ def interval(low: float | None, high: float | None, unit: Unit) -> str:
     scale, suffix = _scale(max(abs(bound) for bound in (low, high) if bound is not None), unit)
     written = ("?" if bound is None else _number(bound / scale, unit) for bound in (low, high))
     return f"[{', '.join(written)}]{suffix}"
+
+
+def estimated(estimate: Estimate, unit: Unit) -> str:
+    """Value and interval; the value alone where there is no interval."""
+    if estimate.low is None and estimate.high is None:
+        return quantity(estimate.value, unit)
+    return f"{quantity(estimate.value, unit)} {interval(estimate.low, estimate.high, unit)}"
 
 
 def limit(gate: GateResult) -> str:

@@ -61,6 +61,16 @@ def open_checkpoint(checkpoint: str | Path, revision: str | None = None, offline
     code of its own.
     """
     path, name, commit = _locate(str(checkpoint), revision, offline)
+    try:
+        return _read(path, name, commit)
+    except OSError as error:
+        where = error.filename or path
+        raise CheckpointError(
+            f"{where}: cannot be read ({error.strerror}). Check its permissions."
+        ) from error
+
+
+def _read(path: Path, name: str, commit: str) -> Checkpoint:
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path}: has no {CONFIG}. Give the folder that `save_pretrained` wrote.")
     for file in sorted(path.glob("*.json")):
@@ -80,12 +90,10 @@ def open_checkpoint(checkpoint: str | Path, revision: str | None = None, offline
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of bounded size. Raises CheckpointError."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; this is no configuration.")
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; this is no configuration.")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not JSON ({error}). Download or save the checkpoint again."

@@ -129,7 +129,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
         hidden_size=hidden_size,
         vocab_size=vocab_size,
         max_context=_number(checkpoint, text, "max_position_embeddings", DEFAULT_MAX_CONTEXT),
-        rope_theta=_rope_theta(text),
+        rope_theta=_rope_theta(checkpoint, text),
         image_token_id=_number(checkpoint, checkpoint.config, "image_token_id", DEFAULT_IMAGE_TOKEN_ID),
         image_size=image_size,
         patch_size=patch_size,
@@ -137,13 +137,19 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     )
 
 
-def _rope_theta(text: Mapping[str, Any]) -> float:
+def _rope_theta(checkpoint: Checkpoint, text: Mapping[str, Any]) -> float:
     """At the top in configurations of transformers 4, in `rope_parameters` since 5."""
     theta = text.get("rope_theta")
     parameters = text.get("rope_parameters")
     if theta is None and isinstance(parameters, dict):
         theta = parameters.get("rope_theta")
-    return DEFAULT_ROPE_THETA if theta is None else float(theta)
+    if theta is None:
+        return DEFAULT_ROPE_THETA
+    if type(theta) not in (int, float):
+        raise CheckpointError(
+            f"{checkpoint.path}: rope_theta in config.json is {theta!r}, expected a number."
+        )
+    return float(theta)
 
 
 def _layers(tensors: Mapping[str, StoredTensor]) -> int:
@@ -164,7 +170,7 @@ def _number(checkpoint: Checkpoint, section: Mapping[str, Any], key: str, defaul
         return default
     if type(value) is not int or value < 1:
         raise CheckpointError(
-            f"{checkpoint.path}: {key} in config.json is {value!r}, expected a number above 0."
+            f"{checkpoint.path}: {key} in config.json is {value!r}, expected a whole number above 0."
         )
     return value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
 from edgevlm_runner.inputs import Inputs
 
+from edgevlm_deploy.backends import CompiledGraphs, onnxruntime
 from edgevlm_deploy.quantize import uniform
+from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
 
 IMAGE_TOKEN = 300
@@ -18,7 +22,7 @@ TILE, PATCH, SHUFFLE = 32, 8, 2
 
 
 def random_smolvlm(seed: int = 0) -> Any:
-    """fp32, two layers, 2 of 4 heads for key and value, 40 columns in the MLP that no block divides evenly."""
+    """fp32, two layers, 2 of 4 heads for key and value, 104 columns in the MLP: the last block is short."""
     import torch
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
@@ -121,7 +125,7 @@ def asymmetric(weight: np.ndarray, bits: int, block: int) -> QuantizedLinear:
 
 @pytest.fixture(scope="session")
 def table(load_source: Callable[[], Any]) -> QuantizedTable:
-    """Every form that a table can take: w8a8 vision, int8 embedding and head, 8, 4 and 3 bits in the decoder."""
+    """Every form that a table can take: w8a8 vision, int8 embedding and head, 8, 4 and 3 bits between."""
     modules = {}
     for name, module in load_source().named_modules():
         if not hasattr(module, "weight") or module.weight.ndim != 2 or "position_embedding" in name:
@@ -145,3 +149,22 @@ def table(load_source: Callable[[], Any]) -> QuantizedTable:
         else:
             modules[name] = round_to_nearest(weight, 4, 64)
     return QuantizedTable(modules)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    root: Path
+    graphs: CompiledGraphs
+
+
+@pytest.fixture(scope="session")
+def compiled(
+    load_source: Callable[[], Any],
+    table: QuantizedTable,
+    spec: ModelSpec,
+    samples: list[Inputs],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Compiled:
+    """The table's model, exported and verified."""
+    root = tmp_path_factory.mktemp("compiled")
+    return Compiled(root, onnxruntime.compile(load_source, QuantizedModel(table), spec, samples, root))

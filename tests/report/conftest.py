@@ -18,7 +18,7 @@ from edgevlm_deploy import metrics as measures
 from edgevlm_deploy import resources, suites
 from edgevlm_deploy.demo import dataset
 from edgevlm_deploy.demo.scenes import Split
-from edgevlm_deploy.metrics import Metrics
+from edgevlm_deploy.metrics import Estimate, Metrics
 from edgevlm_deploy.recipe import Corruption, Evaluation, Gate, GateName
 from edgevlm_deploy.verdict import Verdict, judge
 
@@ -27,6 +27,9 @@ WRONG = ("blue", "yes", "no", "2", "left", "<b>ring</b>", "small")
 
 NASTY = '</script><img src=x onerror="document.title=1">'
 """Said by the artifact about the item without a picture."""
+
+
+NOISE_FLOOR = Estimate(value=0.004, low=0.001, high=0.014, n=256, clusters=64, method="wilson")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,9 @@ def case(
     metrics = measures.compute(items, reference, artifact, evaluation)
     evidence = _evidence(bundle, rng)
     device = {**evidence["latency"], "peak_rss_bytes": evidence["peak_rss_bytes"]}
-    return Case(bundle, evidence, tuple(artifact), metrics, judge(gates, metrics, device))
+    return Case(
+        bundle, evidence, tuple(artifact), metrics, judge(gates, metrics, device, noise_floor=NOISE_FLOOR)
+    )
 
 
 def _answer(item: Item, rng: np.random.Generator) -> Answer:
@@ -184,7 +189,7 @@ def _provenance() -> bundles.Provenance:
             "decoder": {"max_abs_difference": 0.0137, "samples": 8},
             "tolerance": 0.05,
         },
-        reference={"dtype": "float16", "noise_floor": {"items": 256, "changed": 0}},
+        reference={"dtype": "float16", "noise_floor": NOISE_FLOOR.model_dump(mode="json")},
     )
 
 

@@ -79,21 +79,6 @@ def test_reliability_leaves_empty_bins_out() -> None:
     assert point.count_height == charts.COUNTS_HEIGHT
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, "none"),
-        (0.0, "plus-0"),
-        (0.05, "plus-5"),
-        (0.4, "plus-10"),
-        (-0.02, "minus-2"),
-        (-0.001, "plus-0"),
-    ],
-)
-def test_heat_levels(value: float | None, expected: str) -> None:
-    assert charts.heat_level(value, 0.1) == expected
-
-
 def _estimate(value: float | None) -> Estimate:
     low, high = (None, None) if value is None else (value - 0.05, value + 0.05)
     return Estimate(value=value, low=low, high=high, n=9, clusters=9, method="wilson")

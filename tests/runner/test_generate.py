@@ -33,7 +33,7 @@ PICTURE = np.zeros((1, 3, 8, 8), np.float32)
 
 
 class Counting:
-    """A language of its own: after token t comes t + 1. An embedding is (token, 1); an image feature (−1, i)."""
+    """After token t comes t + 1. An embedding is (token, 1), an image feature (−1, its row)."""
 
     def __init__(self) -> None:
         self.context: list[np.ndarray] = []

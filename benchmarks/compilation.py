@@ -1,0 +1,126 @@
+"""The checkpoint through edgevlm's own stages: plan, quantise, export, verify. Timed, in a process of its own.
+
+`python -m benchmarks.compilation DIRECTORY RECIPE THREADS` writes `DIRECTORY/RECIPE/`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shape import CHECKPOINT
+from benchmarks.workload import IMAGE_TOKENS, MAX_CONTEXT, TEXT_TOKENS, text_prompt, tile
+
+CALIBRATION_SAMPLES = 2
+"""Ranges of random weights need no data; a real calibration set costs one forward pass per sample."""
+
+
+def compile_recipe(directory: Path, recipe_name: str) -> dict[str, Any]:
+    """Graphs below `directory / recipe_name`, and `compiled.json` with seconds, bytes and differences.
+
+    The recipe's algorithm for the decoder is replaced by rounding to nearest: GPTQ finds other integers,
+    which take the same time to run.
+    """
+    from edgevlm_runner.contract import to_json
+    from edgevlm_runner.inputs import Inputs
+    from edgevlm_runner.measure import peak_rss_bytes
+
+    from edgevlm_deploy import backends, plan, quantize, resources, source
+    from edgevlm_deploy.recipe import Algorithm
+
+    recipe, target = resources.recipe(recipe_name), resources.target("host-cpu")
+    rounded = {
+        component: precision.model_copy(update={"algorithm": Algorithm.RTN})
+        for component, precision in recipe.components.items()
+    }
+    recipe = recipe.model_copy(update={"components": rounded})
+    out = directory / recipe_name
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    model = source.inspect(directory / CHECKPOINT)
+    request = plan.resolve(recipe, target, model.modules).request
+    spec = _spec(model, backends.graph_names(target.backend))
+    quantized = quantize.quantize(lambda: source.load(model), request, _batches(spec), recipe.quantizer)
+    quantised = time.perf_counter()
+    sample = Inputs(tile(spec.image.tile_size), picture_prompt(spec.vocab_size, spec.image_token_id))
+    compiled = backends.compiler(target.backend)(lambda: source.load(model), quantized, spec, [sample], out)
+    ended = time.perf_counter()
+    (out / "spec.json").write_text(json.dumps(to_json(spec)))
+    result = {
+        "quantize_seconds": quantised - began,
+        "export_seconds": ended - quantised,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "graph_bytes": sum(compiled.files.values()),
+        "weight_bytes_per_token": weight_bytes(out / spec.graphs["decoder"]),
+        "verification": dict(compiled.verification),
+    }
+    (out / "compiled.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def picture_prompt(vocab_size: int, image_token_id: int) -> Any:
+    """int64 [1, T]: the tile's tokens, then text."""
+    import numpy as np
+
+    text = text_prompt(vocab_size)[:TEXT_TOKENS]
+    return np.array([[image_token_id] * IMAGE_TOKENS + text], np.int64)
+
+
+def weight_bytes(decoder: Path) -> int:
+    """What one decoded token reads: every initializer of the decoder as stored, but the rotary tables."""
+    from edgevlm_deploy.export import graph
+
+    initializers = graph.load(decoder).graph.initializers.values()
+    return sum(one.const_value.nbytes for one in initializers if not one.name.startswith("rotary."))
+
+
+def _spec(model: Any, graphs: dict[str, str]) -> Any:
+    """Prompts come as token ids here, so the checkpoint needs no tokenizer and no chat template."""
+    from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
+
+    shape = model.architecture
+    half = (0.5, 0.5, 0.5)
+    return ModelSpec(
+        family=model.family,
+        runtime="onnxruntime",
+        graphs=graphs,
+        image=ImageSpec(shape.image_size, shape.image_size, False, 1, 1, 1 / 255, half, half),
+        prompt=PromptSpec("{image}{question}", "{question}", "<image>", "", "", shape.tokens_per_tile),
+        image_token_id=shape.image_token_id,
+        eos_token_ids=(),
+        max_new_tokens=32,
+        max_context=MAX_CONTEXT,
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        hidden_size=shape.hidden_size,
+        vocab_size=shape.vocab_size,
+    )
+
+
+def _batches(spec: Any) -> list[dict[str, Any]]:
+    import torch
+
+    ids = torch.from_numpy(picture_prompt(spec.vocab_size, spec.image_token_id))
+    side = spec.image.tile_size
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.from_numpy(tile(side))[None],
+        "pixel_attention_mask": torch.ones((1, 1, side, side), dtype=torch.bool),
+    }
+    return [batch] * CALIBRATION_SAMPLES
+
+
+def main() -> None:
+    import torch
+
+    torch.set_num_threads(int(sys.argv[3]))
+    compile_recipe(Path(sys.argv[1]), sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()

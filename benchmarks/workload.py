@@ -1,0 +1,117 @@
+"""What every contender does: one picture tile, a prompt, an answer. Standard library and NumPy only.
+
+A contender is a process of its own: `python -m benchmarks.contenders.NAME DIRECTORY THREADS` loads its
+model, then answers each line on standard input with one line of JSON. So no two of them share a thread
+pool or a heap, and the caller decides whose turn it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGE_TOKENS = 64
+"""One 512-pixel tile of 1,024 patches after pixel shuffle by 4."""
+TEXT_TOKENS = 30
+PROMPT_TOKENS = IMAGE_TOKENS + TEXT_TOKENS
+ANSWER_TOKENS = 32
+MAX_CONTEXT = 256
+LOGITS = "logits"
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One contender's turn. Milliseconds; None is what it does not run."""
+
+    vision_ms: float | None
+    """Encoding one tile."""
+    prefill_ms: float
+    """Embedding and decoder over the whole prompt, up to the first token."""
+    decode_ms: tuple[float, ...]
+    """Each token after the first."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return 1e3 * len(self.decode_ms) / sum(self.decode_ms)
+
+    @property
+    def time_to_first_token_ms(self) -> float | None:
+        return None if self.vision_ms is None else self.vision_ms + self.prefill_ms
+
+
+class Contender(Protocol):
+    """A loaded model. Token ids are Python integers, logits float32 [V] of the last token."""
+
+    def look(self) -> bool:
+        """Encode the tile and keep its features for the next `read`; False when it has no eyes."""
+
+    def read(self, ids: list[int]) -> NDArray[np.float32]:
+        """Forget everything, then prefill."""
+
+    def write(self, token: int) -> NDArray[np.float32]:
+        """Append one token."""
+
+    def versions(self) -> dict[str, str]:
+        """Software that computes."""
+
+
+def text_prompt(vocab_size: int) -> list[int]:
+    """`PROMPT_TOKENS` token ids without a picture, the same for every contender."""
+    return [int(token) for token in np.random.default_rng(0).integers(3, vocab_size - 200, PROMPT_TOKENS)]
+
+
+def tile(side: int) -> NDArray[np.float32]:
+    """Normalised pixels [1, 3, side, side]."""
+    return np.random.default_rng(1).standard_normal((1, 3, side, side), np.float32)
+
+
+def play(contender: Contender, ids: list[int]) -> Round:
+    """One turn: the same loop around every engine, so that nobody is judged by another's Python."""
+    start = time.perf_counter()
+    looked = contender.look()
+    seen = time.perf_counter()
+    token = int(np.argmax(contender.read(ids)))
+    times = [time.perf_counter()]
+    for _ in range(ANSWER_TOKENS):
+        token = int(np.argmax(contender.write(token)))
+        times.append(time.perf_counter())
+    decode = tuple(1e3 * float(step) for step in np.diff(times))
+    return Round(1e3 * (seen - start) if looked else None, 1e3 * (times[0] - seen), decode)
+
+
+def serve(name: str, load: Callable[[Path, int], Contender]) -> None:
+    """Main loop of a contender's process; a line of JSON per turn on standard output.
+
+    Before the first turn the logits of the text prompt are written to `DIRECTORY/logits/NAME.npy`, which
+    shows whether all engines run the same model.
+    """
+    directory, threads = Path(sys.argv[1]), int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    began = time.perf_counter()
+    contender = load(directory, threads)
+    loaded = time.perf_counter() - began
+    shape = json.loads((directory / "shape.json").read_text())
+    ids = text_prompt(shape["vocab_size"])
+    (directory / LOGITS).mkdir(exist_ok=True)
+    np.save(directory / LOGITS / f"{name}.npy", contender.read(ids))
+    _reply(answers, {"versions": contender.versions(), "load_seconds": loaded})
+    for _ in sys.stdin:
+        played = play(contender, ids)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        _reply(answers, {**dataclasses.asdict(played), "peak_rss_bytes": peak})
+
+
+def _reply(answers: Any, value: dict[str, Any]) -> None:
+    answers.write(json.dumps(value) + "\n")
+    answers.flush()
