@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+
 @contextmanager
 def libraries() -> Iterator[None]:
     """Drop warnings and everything below an error that libraries log inside the block."""

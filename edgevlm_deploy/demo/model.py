@@ -36,13 +36,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer() -> Any:
+def tokenizer(scenes: int = 2000) -> Any:
     """Byte-level BPE trained on questions and answers of the first training scenes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     def text() -> Any:
-        for index in range(2000):
+        for index in range(scenes):
             for question in ask_any(scene(Split.TRAIN, index), 8, generator(Split.TRAIN, index, 1)):
                 yield f"User:{question.text}\nAssistant: {question.answer}"
 

@@ -134,14 +134,16 @@ def _export(
 
 @contextmanager
 def _without_notices() -> Iterator[None]:
-    """torch announces deprecations inside itself and packages that it does without; errors still show."""
+    """torch warns about its own internals and about packages that it does without; errors still show.
+
+    What matters of the result is checked afterwards.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)

@@ -74,6 +74,44 @@ def render(
             "validate this bundle first."
         )
     reference = read_jsonl(bundle.path("reference.jsonl"), Answer)
+    style, script = _inline("style.css"), _inline("page.js")
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            style=style,
+            script=script,
+            policy=_policy(style, script),
+            bundle=bundle,
+            manifest=bundle.manifest,
+            evidence=evidence,
+            metrics=metrics,
+            verdict=verdict,
+            headline=outcome.headline(verdict),
+            why=outcome.why(verdict),
+            headlines=[row for row in HEADLINES if metrics.estimates[row[2]].value is not None],
+            changes=[row for row in CHANGES if metrics.estimates[row[1]].value is not None],
+            noise_floor=Estimate.model_validate(bundle.manifest["reference"]["noise_floor"]),
+            heat=heat_map.build(metrics),
+            group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
+            reliability=_reliability(metrics),
+            durations=_durations(evidence, verdict),
+            sizes=inventory.sizes(bundle),
+            precision=inventory.precision(bundle),
+            facts={
+                name: inventory.facts(bundle.manifest[name])
+                for name in ("verification", "quantization", "calibration", "reference", "source")
+            },
+            machine=inventory.facts(evidence["machine"]),
+            packages=inventory.facts({**bundle.manifest["packages"], **evidence["runtime"]["versions"]}),
+            gallery=gallery.build(bundle, reference, answers, metrics),
+        )
+    )
+    write_text_atomic(out, page)
+
+
+def _environment() -> Environment:
+    """Escapes everything; a name that is missing is an error."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -100,36 +138,7 @@ def render(
         "SIDE": charts.RELIABILITY_SIDE,
         "COUNTS": charts.COUNTS_HEIGHT,
     }
-    style, script = _inline("style.css"), _inline("page.js")
-    page = environment.get_template("page.html.j2").render(
-        style=style,
-        script=script,
-        policy=_policy(style, script),
-        bundle=bundle,
-        manifest=bundle.manifest,
-        evidence=evidence,
-        metrics=metrics,
-        verdict=verdict,
-        headline=outcome.headline(verdict),
-        why=outcome.why(verdict),
-        headlines=[row for row in HEADLINES if metrics.estimates[row[2]].value is not None],
-        changes=[row for row in CHANGES if metrics.estimates[row[1]].value is not None],
-        noise_floor=Estimate.model_validate(bundle.manifest["reference"]["noise_floor"]),
-        heat=heat_map.build(metrics),
-        group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
-        reliability=_reliability(metrics),
-        durations=_durations(evidence, verdict),
-        sizes=inventory.sizes(bundle),
-        precision=inventory.precision(bundle),
-        facts={
-            name: inventory.facts(bundle.manifest[name])
-            for name in ("verification", "quantization", "calibration", "reference", "source")
-        },
-        machine=inventory.facts(evidence["machine"]),
-        packages=inventory.facts({**bundle.manifest["packages"], **evidence["runtime"]["versions"]}),
-        gallery=gallery.build(bundle, reference, answers, metrics),
-    )
-    write_text_atomic(out, page)
+    return environment
 
 
 def _inline(name: str) -> Markup:
@@ -169,7 +178,7 @@ class Duration:
 
 
 def _durations(evidence: Mapping[str, Any], verdict: Verdict) -> list[Duration]:
-    limits = {gate.metric: gate.max for gate in verdict.gates}
+    limits = {gate.metric: gate.max for gate in verdict.gates if gate.max is not None}
     rows = []
     for title, key, gate in DURATIONS:
         samples = [float(one) for one in evidence["latency"].get(key, ())]

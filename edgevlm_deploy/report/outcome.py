@@ -7,26 +7,22 @@ from edgevlm_deploy.verdict import Outcome, Verdict
 
 
 def headline(verdict: Verdict) -> str:
-    """ "Deployable", "Not deployable" or "Inconclusive"."""
+    """One of "Deployable", "Not deployable" or "Inconclusive"."""
     return {Outcome.PASS: "Deployable", Outcome.FAIL: "Not deployable"}.get(verdict.outcome, "Inconclusive")
 
 
 def why(verdict: Verdict) -> str:
     """The outcome's reason in one sentence that names the gates."""
     total = len(verdict.gates)
-    by_outcome = {
-        outcome: [TITLES[gate.metric].lower() for gate in verdict.gates if gate.outcome is outcome]
-        for outcome in Outcome
-    }
     if verdict.outcome is Outcome.PASS:
         return f"{total} of {total} gates passed at {verdict.level:.0%} confidence."
-    phrases = [
-        f"{len(by_outcome[outcome])} of {total} gates {verb} ({', '.join(by_outcome[outcome])})"
-        for outcome, verb in (
-            (Outcome.FAIL, "failed"),
-            (Outcome.INCONCLUSIVE, "could not be decided"),
-            (Outcome.SKIPPED, "had nothing to judge"),
-        )
-        if by_outcome[outcome]
-    ]
-    return (" and ".join(phrases) or "there are no gates") + "."
+    phrases = []
+    for outcome, what in (
+        (Outcome.FAIL, "failed"),
+        (Outcome.INCONCLUSIVE, "undecided"),
+        (Outcome.SKIPPED, "without data"),
+    ):
+        names = [TITLES[gate.metric].lower() for gate in verdict.gates if gate.outcome is outcome]
+        if names:
+            phrases.append(f"{len(names)} {what} ({', '.join(names)})")
+    return f"of {total} gates {', '.join(phrases)}."

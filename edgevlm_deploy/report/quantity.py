@@ -34,8 +34,8 @@ TITLES = {
     GateName.ROBUSTNESS_GAP: "Robustness gap",
     GateName.ECE: "Calibration error",
     GateName.ECE_INCREASE: "Calibration error increase",
-    GateName.TIME_TO_FIRST_TOKEN_MS_P95: "Time to first token, p95",
-    GateName.LATENCY_MS_P95: "Whole answer, p95",
+    GateName.TIME_TO_FIRST_TOKEN_MS_P95: "First token p95",
+    GateName.LATENCY_MS_P95: "Latency p95",
     GateName.PEAK_RSS_BYTES: "Peak memory",
     GateName.BUNDLE_BYTES: "Bundle size",
 }
@@ -60,7 +60,7 @@ _PREFIXES = ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"))
 
 
 def quantity(value: float | None, unit: Unit) -> str:
-    """ "98.4%", "0.42 pp", "0.931", "41.3 ms", "184 MB"; a dash for None. Bytes are decimal."""
+    """As in "98.4%", "0.42 pp", "0.931", "41.3 ms", "184 MB"; a dash for None. Bytes are decimal."""
     if value is None:
         return MISSING
     scale, suffix = _scale(abs(value), unit)
@@ -68,7 +68,7 @@ def quantity(value: float | None, unit: Unit) -> str:
 
 
 def interval(low: float | None, high: float | None, unit: Unit) -> str:
-    """ "[0.21, 0.83]%"; an open side reads "?"; a dash without any bound."""
+    """As in "[0.21, 0.83]%"; an open side reads "?"; a dash without any bound."""
     if low is None and high is None:
         return MISSING
     scale, suffix = _scale(max(abs(bound) for bound in (low, high) if bound is not None), unit)
@@ -84,7 +84,7 @@ def estimated(estimate: Estimate, unit: Unit) -> str:
 
 
 def limit(gate: GateResult) -> str:
-    """ "≤ 2%" or "≥ 0.6", without digits that nobody wrote."""
+    """As in "≤ 2%" or "≥ 0.6", without digits that nobody wrote."""
     bound, sign = (gate.max, "≤") if gate.max is not None else (gate.min, "≥")
     assert bound is not None
     unit = UNITS[gate.metric]

@@ -36,7 +36,6 @@ def test_without_corruptions_there_is_no_map(make_case: Callable[..., Any]) -> N
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (None, "none"),
         (0.0, "plus-0"),
         (0.05, "plus-5"),
         (0.4, "plus-10"),

@@ -45,10 +45,10 @@ def test_one_line_a_gate_and_no_colour_in_a_pipe(small_case: Any) -> None:
             Gate(metric=GateName.ACCURACY, min=0.01),
             "Deployable: 1 of 1 gates passed at 95% confidence. Sealed.",
         ),
-        (Gate(metric=GateName.ACCURACY, max=0.01), "Not deployable: 1 of 1 gates failed (accuracy)."),
+        (Gate(metric=GateName.ACCURACY, max=0.01), "Not deployable: of 1 gates 1 failed (accuracy)."),
         (
             Gate(metric=GateName.BUNDLE_BYTES, max=1),
-            "Inconclusive: 1 of 1 gates had nothing to judge (bundle size).",
+            "Inconclusive: of 1 gates 1 without data (bundle size).",
         ),
     ],
 )

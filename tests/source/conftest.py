@@ -20,8 +20,8 @@ SPECIAL = (
     "<fake_token_around_image>",
     "<image>",
     "<global-img>",
+    "<end_of_utterance>",
 )
-SPECIAL += ("<end_of_utterance>",)
 TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
