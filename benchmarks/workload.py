@@ -1,7 +1,7 @@
 """What every contender does: one picture tile, a prompt, an answer. Standard library and NumPy only.
 
-A contender is a process of its own: `python -m benchmarks.contenders.NAME DIRECTORY THREADS` loads its
-model, then answers each line on standard input with one line of JSON. So no two of them share a thread
+A contender is a process of its own: `python -m benchmarks.contenders.NAME DIRECTORY VARIANT THREADS` loads
+its model, then answers each line on standard input with one line of JSON. So no two of them share a thread
 pool or a heap, and the caller decides whose turn it is.
 """
 
@@ -56,10 +56,13 @@ class Contender(Protocol):
         """Encode the tile and keep its features for the next `read`; False when it has no eyes."""
 
     def read(self, ids: list[int]) -> NDArray[np.float32]:
-        """Forget everything, then prefill."""
+        """Forget everything, then prefill. After `look`, the tile takes the place of the first tokens."""
 
     def write(self, token: int) -> NDArray[np.float32]:
         """Append one token."""
+
+    def weight_bytes(self) -> int:
+        """Weights that one decoded token reads, as they are stored: decoder layers, last norm and head."""
 
     def versions(self) -> dict[str, str]:
         """Software that computes."""
@@ -76,7 +79,7 @@ def tile(side: int) -> NDArray[np.float32]:
 
 
 def play(contender: Contender, ids: list[int]) -> Round:
-    """One turn: the same loop around every engine, so that nobody is judged by another's Python."""
+    """One turn. The loop around every engine is this one: nobody is judged by its own `generate`."""
     start = time.perf_counter()
     looked = contender.look()
     seen = time.perf_counter()
@@ -89,23 +92,26 @@ def play(contender: Contender, ids: list[int]) -> Round:
     return Round(1e3 * (seen - start) if looked else None, 1e3 * (times[0] - seen), decode)
 
 
-def serve(name: str, load: Callable[[Path, int], Contender]) -> None:
-    """Main loop of a contender's process; a line of JSON per turn on standard output.
+def serve(name: str, load: Callable[[Path, str, int], Contender]) -> None:
+    """Main loop of a contender's process.
 
-    Before the first turn the logits of the text prompt are written to `DIRECTORY/logits/NAME.npy`, which
-    shows whether all engines run the same model.
+    The first line tells what was loaded. Before it the logits of the text prompt are written to
+    `DIRECTORY/logits/NAME-VARIANT.npy`, which show whether all engines run the same model.
     """
-    directory, threads = Path(sys.argv[1]), int(sys.argv[2])
+    directory, variant, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error
     began = time.perf_counter()
-    contender = load(directory, threads)
+    contender = load(directory, variant, threads)
     loaded = time.perf_counter() - began
-    shape = json.loads((directory / "shape.json").read_text())
-    ids = text_prompt(shape["vocab_size"])
-    (directory / LOGITS).mkdir(exist_ok=True)
-    np.save(directory / LOGITS / f"{name}.npy", contender.read(ids))
-    _reply(answers, {"versions": contender.versions(), "load_seconds": loaded})
+    ids = text_prompt(json.loads((directory / "shape.json").read_text())["vocab_size"])
+    np.save(directory / LOGITS / f"{name}-{variant}.npy", contender.read(ids))
+    hello = {
+        "versions": contender.versions(),
+        "load_seconds": loaded,
+        "weight_bytes": contender.weight_bytes(),
+    }
+    _reply(answers, hello)
     for _ in sys.stdin:
         played = play(contender, ids)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

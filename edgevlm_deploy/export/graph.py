@@ -109,7 +109,7 @@ def replace(model: ir.Model, old: ir.Node, new: list[ir.Node], last: ir.Node | N
     """
     last = last or old
     before, after = last.outputs[0], new[-1].outputs[0]
-    after.dtype, after.shape = before.dtype, before.shape
+    after.type, after.shape = before.type, before.shape
     name = before.name
     for index, node in enumerate(new):
         node.metadata_props[SCOPES] = old.metadata_props[SCOPES]
@@ -127,7 +127,7 @@ def replace_node(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
     new.name = old.name
     names = [value.name for value in old.outputs]
     for before, after in zip(old.outputs, new.outputs, strict=True):
-        after.dtype, after.shape = before.dtype, before.shape
+        after.type, after.shape = before.type, before.shape
     ir.convenience.replace_nodes_and_values(model.graph, old, [old], [new], old.outputs, new.outputs)
     for value, name in zip(new.outputs, names, strict=True):
         value.name = name
@@ -156,5 +156,5 @@ def load(path: Path) -> ir.Model:
     """Read a graph back; its tensors stay on disk until they are asked for."""
     try:
         return ir.load(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # protobuf's error classes differ between its implementations
         raise ExportError(f"{path}: the written graph cannot be read back ({error}).") from error

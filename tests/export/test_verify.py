@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.inputs import Inputs
@@ -68,46 +67,63 @@ def test_answers_are_shorter_where_the_context_ends(
     assert verify(reference, table, short, compiled.root, samples[2:]).tokens == 3
 
 
+@pytest.mark.parametrize(
+    ("offset", "ties"),
+    [(0.5 - 1e-6, 0), (0.5 + 1e-6, 3)],
+    ids=["rounds as the graph does", "rounds the other way"],
+)
 def test_rounding_ties_are_given_to_torch_and_counted(
     reference: Any,
-    load_source: Callable[[], Any],
+    compiled: Any,
     table: QuantizedTable,
     spec: ModelSpec,
-    tmp_path: Path,
-    compiled: Any,
+    samples: list[Inputs],
+    offset: float,
+    ties: int,
 ) -> None:
-    """Torch rounds one input of the first projection the other way; half a step off is no tie, 1e-7 is."""
-    import torch
-
-    module = "model.vision_model.encoder.layers.0.self_attn.q_proj"
-    activation = table[module].activation
-    assert activation is not None
-    pixels = np.zeros((1, 3, 32, 32), np.float32)
-    pixels[0, 0, 0, 0] = 1.0
-    sample = Inputs(pixels, np.array([[5, *[spec.image_token_id] * 4, 6]], np.int64))
-    nudge = {"by": 0.0}
-
-    def towards_a_tie(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0].clone()
-        step = activation.scale
-        below = torch.floor(x[0, 0, 0] / step)
-        x[0, 0, 0] = (below + 0.5) * step + nudge["by"]
-        return (x,)
-
-    hook = reference.get_submodule(module).register_forward_pre_hook(towards_a_tie, prepend=True)
+    """One input of q, k and v is moved next to the midpoint above the integer that the graph has."""
+    hook = _move_one_input(reference, table, offset)
     try:
-        for by in (-1e-7, 1e-7):
-            nudge["by"] = by
-            found = verify(reference, table, spec, compiled.root, [sample])
-            assert found.vision_difference <= 1e-5
-            nudge.setdefault("ties", 0)
-            nudge["ties"] += found.rounding_ties
-        assert nudge["ties"] == 1  # one side rounds like the graph, the other does not
-        nudge["by"] = 3 * activation.scale
-        with pytest.raises(ExportError, match="not because of a rounding tie"):
-            verify(reference, table, spec, compiled.root, [sample])
+        found = verify(reference, table, spec, compiled.root, samples[1:2])
     finally:
         hook.remove()
+    assert found.rounding_ties == ties
+    assert found.vision_difference <= 1e-5
+
+
+@pytest.mark.parametrize("offset", [0.6, 1.0, -0.7])
+def test_another_integer_without_a_tie_is_an_error(
+    reference: Any,
+    compiled: Any,
+    table: QuantizedTable,
+    spec: ModelSpec,
+    samples: list[Inputs],
+    offset: float,
+) -> None:
+    hook = _move_one_input(reference, table, offset)
+    try:
+        with pytest.raises(ExportError, match="1 of 1024 inputs .* not because of a rounding tie"):
+            verify(reference, table, spec, compiled.root, samples[1:2])
+    finally:
+        hook.remove()
+
+
+def _move_one_input(reference: Any, table: QuantizedTable, offset: float) -> Any:
+    """Hook: the first unclipped input of layer 0's attention becomes (its integer + offset) · scale."""
+    layer = "model.vision_model.encoder.layers.0"
+    activation = table[f"{layer}.self_attn.q_proj"].activation
+    assert activation is not None
+    scale = activation.scale
+
+    def move(_: Any, args: Any, output: Any) -> Any:
+        moved = output.clone()
+        flat = moved.view(-1)
+        integers = (flat / scale).round()
+        index = int((integers.abs() < 20).nonzero()[0])
+        flat[index] = (integers[index] + offset) * scale
+        return moved
+
+    return reference.get_submodule(f"{layer}.layer_norm1").register_forward_hook(move)
 
 
 def test_a_missing_graph_is_an_error(

@@ -93,7 +93,7 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise ExecutionError(f"ONNX Runtime failed while decoding: {error}") from error
         self._tokens = total
-        logits: np.ndarray = self._logits.numpy()[0]
+        logits: np.ndarray = self._logits.numpy()[0].copy()  # newer versions return a view of the buffer
         return logits
 
     def versions(self) -> Dict[str, str]:
