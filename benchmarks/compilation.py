@@ -1,4 +1,4 @@
-"""The checkpoint through edgevlm's own stages: plan, quantise, export, verify. Timed, in a process of its own.
+"""The checkpoint through edgevlm's own stages: plan, quantise, export, verify; timed.
 
 `python -m benchmarks.compilation DIRECTORY RECIPE THREADS` writes `DIRECTORY/RECIPE/`.
 """

@@ -84,3 +84,7 @@ def write_checkpoint(config: dict[str, Any], directory: Path) -> Path:
     }
     (directory / "shape.json").write_text(json.dumps(shape, indent=1) + "\n")
     return checkpoint
+
+
+def main(directory: str, config: str | None = None) -> None:
+    write_checkpoint(configuration(Path(config) if config else None), Path(directory))

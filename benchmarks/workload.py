@@ -39,6 +39,8 @@ class Round:
     """Embedding and decoder over the whole prompt, up to the first token."""
     decode_ms: tuple[float, ...]
     """Each token after the first."""
+    cpu_share: float
+    """CPU time over wall time and threads; well below 1 on one thread: others computed meanwhile."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -78,9 +80,9 @@ def tile(side: int) -> NDArray[np.float32]:
     return np.random.default_rng(1).standard_normal((1, 3, side, side), np.float32)
 
 
-def play(contender: Contender, ids: list[int]) -> Round:
+def play(contender: Contender, ids: list[int], threads: int) -> Round:
     """One turn. The loop around every engine is this one: nobody is judged by its own `generate`."""
-    start = time.perf_counter()
+    cpu, start = time.process_time(), time.perf_counter()
     looked = contender.look()
     seen = time.perf_counter()
     token = int(np.argmax(contender.read(ids)))
@@ -88,8 +90,12 @@ def play(contender: Contender, ids: list[int]) -> Round:
     for _ in range(ANSWER_TOKENS):
         token = int(np.argmax(contender.write(token)))
         times.append(time.perf_counter())
-    decode = tuple(1e3 * float(step) for step in np.diff(times))
-    return Round(1e3 * (seen - start) if looked else None, 1e3 * (times[0] - seen), decode)
+    return Round(
+        vision_ms=1e3 * (seen - start) if looked else None,
+        prefill_ms=1e3 * (times[0] - seen),
+        decode_ms=tuple(1e3 * float(step) for step in np.diff(times)),
+        cpu_share=(time.process_time() - cpu) / (times[-1] - start) / threads,
+    )
 
 
 def serve(name: str, load: Callable[[Path, str, int], Contender]) -> None:
@@ -113,7 +119,7 @@ def serve(name: str, load: Callable[[Path, str, int], Contender]) -> None:
     }
     _reply(answers, hello)
     for _ in sys.stdin:
-        played = play(contender, ids)
+        played = play(contender, ids, threads)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         _reply(answers, {**dataclasses.asdict(played), "peak_rss_bytes": peak})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgevlm_runner.errors import BundleError
 from edgevlm_runner.inputs import Inputs, from_item, load_tokenizer
 
 BATCH = 32
+"""Questions, or picture tiles if they are more."""
 NOISE_FLOOR_ITEMS = 256
 """Items answered a second time, one by one, to see what batching alone changes."""
 
@@ -26,6 +28,10 @@ NOISE_FLOOR_ITEMS = 256
 class Question:
     item: Item
     inputs: Inputs
+
+    @property
+    def tiles(self) -> int:
+        return 0 if self.inputs.pixel_values is None else len(self.inputs.pixel_values)
 
 
 def answer(
@@ -57,13 +63,13 @@ def answer(
     missing = [item for item in items if item.id not in done]
     with partial.open("a", encoding="utf-8") as out:
         for batch in _batches(ask(missing), BATCH):
-            for one in _generate(model, batch, spec, tokenizer):
+            for one in generate(model, batch, spec, tokenizer):
                 out.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
                 done[one.item_id] = one
             out.flush()
             progress(len(batch))
     clean = [item for item in items if item.condition == CLEAN][:NOISE_FLOOR_ITEMS]
-    alone = (one for question in ask(clean) for one in _generate(model, [question], spec, tokenizer))
+    alone = (one for question in ask(clean) for one in generate(model, [question], spec, tokenizer))
     write_jsonl(directory / "again.jsonl", alone)
     write_jsonl(directory / "answers.jsonl", (done[item.id] for item in items))
     partial.unlink()
@@ -83,23 +89,20 @@ def _finished(partial: Path) -> list[Answer]:
 
 
 def _batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]]:
-    """Neighbours of similar length together, so that little is padded."""
-    window: list[Question] = []
-    for question in questions:
-        window.append(question)
-        if len(window) == 8 * size:
-            yield from _by_length(window, size)
-            window = []
-    yield from _by_length(window, size)
+    """Neighbours of similar length together, so that little is padded; at most `size` tiles a batch."""
+    while window := list(islice(questions, 8 * size)):
+        window.sort(key=lambda question: question.inputs.input_ids.shape[1])
+        batch: list[Question] = []
+        for question in window:
+            if batch and (len(batch) + 1) * max(question.tiles, batch[-1].tiles, 1) > size:
+                yield batch
+                batch = []
+            batch.append(question)
+        yield batch
 
 
-def _by_length(window: list[Question], size: int) -> Iterator[list[Question]]:
-    window = sorted(window, key=lambda question: question.inputs.input_ids.shape[1])
-    for start in range(0, len(window), size):
-        yield window[start : start + size]
-
-
-def _generate(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer: Any) -> list[Answer]:
+def generate(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer: Any) -> list[Answer]:
+    """Greedy answers of the transformers model to one batch."""
     import torch
 
     with torch.inference_mode():
@@ -113,9 +116,14 @@ def _generate(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer:
             output_logits=True,
             return_dict_in_generate=True,
         )
-    logits = torch.stack(output.logits, 1)  # [B, generated, V]
-    tokens = output.sequences[:, -logits.shape[1] :]
-    logprobs = torch.log_softmax(logits.double(), -1).gather(-1, tokens[..., None])[..., 0]
+        tokens = output.sequences[:, -len(output.logits) :]
+        logprobs = torch.stack(
+            [
+                torch.log_softmax(step.double(), -1).gather(-1, tokens[:, i : i + 1])[:, 0]
+                for i, step in enumerate(output.logits)
+            ],
+            1,
+        )
     return [
         _answer(question.item.id, row.tolist(), scores.tolist(), spec, tokenizer)
         for question, row, scores in zip(batch, tokens, logprobs, strict=True)

@@ -19,7 +19,9 @@ class EdgeVlm:
         from edgevlm_runner.contract import ModelSpec, from_json
 
         compiled = directory / recipe
-        self._weight_bytes = int(json.loads((compiled / "compiled.json").read_text())["weight_bytes_per_token"])
+        self._weight_bytes = int(
+            json.loads((compiled / "compiled.json").read_text())["weight_bytes_per_token"]
+        )
         path = compiled / "spec.json"
         self._spec = from_json(ModelSpec, json.loads(path.read_text()), str(path))
         self._runtime = runtimes.load(compiled, self._spec, threads)

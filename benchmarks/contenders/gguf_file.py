@@ -34,7 +34,7 @@ def write_gguf(checkpoint: Path, shape: Mapping[str, Any], layers: str, path: Pa
 
     checkpoint is one safetensors file of fp16 tensors. The file appears when it is complete.
     """
-    import gguf
+    import gguf  # type: ignore[import-not-found]
 
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(partial, "llama")
@@ -49,17 +49,17 @@ def write_gguf(checkpoint: Path, shape: Mapping[str, Any], layers: str, path: Pa
     writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
     writer.add_vocab_size(shape["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
-    for name, values in _tensors(checkpoint):
-        target = _target(name)
-        if target is None:
+    for name, values in tensors(checkpoint):
+        place = target(name)
+        if place is None:
             continue
         if values.ndim == 1:
-            writer.add_tensor(target, values)
+            writer.add_tensor(place, values)
             continue
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = _interleaved(values, values.shape[0] // shape["head_dim"])
-        kind = gguf.GGMLQuantizationType[layers if target.startswith("blk.") else "Q8_0"]
-        writer.add_tensor(target, gguf.quantize(values, kind), raw_dtype=kind)
+            values = interleaved(values, values.shape[0] // shape["head_dim"])
+        kind = gguf.GGMLQuantizationType[layers if place.startswith("blk.") else "Q8_0"]
+        writer.add_tensor(place, gguf.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -74,7 +74,7 @@ def weight_bytes(path: Path) -> int:
     return sum(int(one.n_bytes) for one in gguf.GGUFReader(path).tensors if one.name != "token_embd.weight")
 
 
-def _tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Name and float32 values of each tensor: 8 bytes of header length, JSON, data."""
     with checkpoint.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -87,7 +87,7 @@ def _tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
             yield name, values.reshape(entry["shape"]).astype(np.float32)
 
 
-def _target(name: str) -> str | None:
+def target(name: str) -> str | None:
     """The tensor's name in a GGUF file; None for what belongs to the vision tower."""
     prefix = "model.text_model.layers."
     if not name.startswith(prefix):
@@ -96,7 +96,7 @@ def _target(name: str) -> str | None:
     return f"blk.{layer}.{LAYER_TENSORS[module]}.weight"
 
 
-def _interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+def interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """llama.cpp rotates neighbours, transformers halves of a head: rows are reordered to match."""
     rows, columns = weight.shape
     halves = weight.reshape(heads, 2, rows // heads // 2, columns)

@@ -20,7 +20,7 @@ from benchmarks.workload import serve
 
 class LlamaCpp:
     def __init__(self, directory: Path, layers: str, threads: int) -> None:
-        import llama_cpp
+        import llama_cpp  # type: ignore[import-not-found]
 
         self._api = llama_cpp
         self._shape = json.loads((directory / "shape.json").read_text())
@@ -57,7 +57,9 @@ class LlamaCpp:
 
     def versions(self) -> dict[str, str]:
         info = self._api.llama_print_system_info().decode()
-        used = " ".join(part.split("=")[0].strip() for part in info.split("|") if part.strip().endswith("= 1"))
+        used = " ".join(
+            part.split("=")[0].strip() for part in info.split("|") if part.strip().endswith("= 1")
+        )
         return {"llama-cpp-python": self._api.__version__, "llama.cpp built with": used}
 
     def _decode(self, ids: list[int]) -> NDArray[np.float32]:

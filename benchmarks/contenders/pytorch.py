@@ -32,13 +32,14 @@ class PyTorch:
         self._cache: Any = None
 
     def look(self) -> bool:
-        self._features = self._model.model.get_image_features(self._pixels).pooler_output
+        features = self._model.model.get_image_features(self._pixels).pooler_output
+        self._features = self._torch.cat(list(features)).reshape(IMAGE_TOKENS, -1)
         return True
 
     def read(self, ids: list[int]) -> NDArray[np.float32]:
         embeds = self._model.model.text_model.embed_tokens(self._torch.tensor([ids]))
         if self._features is not None:
-            embeds[0, :IMAGE_TOKENS] = self._features.reshape(IMAGE_TOKENS, -1)
+            embeds[0, :IMAGE_TOKENS] = self._features
         self._cache = None
         return self._step(inputs_embeds=embeds)
 

@@ -137,7 +137,8 @@ def _light_and_noise(pixels: NDArray[np.float32], rng: np.random.Generator) -> N
     slope = rng.uniform(-0.2, 0.2, size=2)
     light = rng.uniform(0.82, 1.12) + slope[0] * ramp[None, :] + slope[1] * ramp[:, None]
     noise = rng.normal(0.0, rng.uniform(0.0, 5.0), pixels.shape)
-    return np.clip(np.rint(pixels * light[..., None] + noise), 0, 255).astype(np.uint8)
+    lit: NDArray[np.uint8] = np.clip(np.rint(pixels * light[..., None] + noise), 0, 255).astype(np.uint8)
+    return lit
 
 
 def _draw(canvas: Image.Image, thing: Thing, x: float, y: float, r: float, rng: np.random.Generator) -> None:

@@ -205,8 +205,8 @@ def _pack(scenes: list[Scene], first: int, tokenizer: Any, device: torch.device)
     # A few fixed lengths: CPU kernels are compiled per shape.
     length = -(-max(map(len, rows)) // 32) * 32
     packed = np.full((len(rows), length, 6), (tokenizer.pad_token_id, 0, IGNORE, -1, 0, 1))
-    for row, columns in zip(packed, rows, strict=True):
-        row[: len(columns)] = columns
+    for into, columns in zip(packed, rows, strict=True):
+        into[: len(columns)] = columns
     return Packed(*(torch.from_numpy(packed[..., i].copy()).to(device) for i in range(6)))
 
 

@@ -19,8 +19,9 @@ from edgevlm_deploy import backends
 from edgevlm_deploy.backends import onnxruntime
 from edgevlm_deploy.errors import ExportError, PlanError
 from edgevlm_deploy.export import graph
+from edgevlm_deploy.quantize import uniform
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
-from edgevlm_deploy.quantize.table import QuantizedTable
+from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
 from edgevlm_deploy.target import Backend
 
 
@@ -138,6 +139,24 @@ def test_changed_float_parameters_reach_the_graphs(
         if node.op_type == "SimplifiedLayerNormalization"
     ]
     np.testing.assert_array_equal(stored[0], weight.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.slow
+def test_static_activations_in_the_decoder(
+    load_source: Callable[[], Any], spec: ModelSpec, samples: list[Inputs], tmp_path: Path
+) -> None:
+    modules = {}
+    for name, module in load_source().named_modules():
+        if (
+            name.startswith("model.text_model.layers")
+            and hasattr(module, "weight")
+            and module.weight.ndim == 2
+        ):
+            q, scale = uniform.quantize_symmetric(module.weight.detach().numpy(), 8, module.weight.shape[1])
+            activation = StaticActivation(2.0**-6, 0)
+            modules[name] = QuantizedLinear(q, scale, None, 8, module.weight.shape[1], activation)
+    made = onnxruntime.compile(load_source, QuantizedModel(QuantizedTable(modules)), spec, samples, tmp_path)
+    assert made.verification["logits_difference"] <= 1e-5
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_another_integer_without_a_tie_is_an_error(
 ) -> None:
     hook = _move_one_input(reference, table, offset)
     try:
-        with pytest.raises(ExportError, match="1 of 1024 inputs .* not because of a rounding tie"):
+        with pytest.raises(ExportError, match=r"1 of 1024 inputs .* not because of a rounding tie"):
             verify(reference, table, spec, compiled.root, samples[1:2])
     finally:
         hook.remove()

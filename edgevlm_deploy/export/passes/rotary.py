@@ -21,13 +21,13 @@ def fuse_rotary(model: ir.Model, cosine: NDArray[np.float32], sine: NDArray[np.f
     attentions = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
     if not attentions:
         return 0
+    unrotated = [[_unrotated(node, node.inputs[operand]) for operand in (0, 1)] for node in attentions]
     tables = [
         graph.add_initializer(model, "rotary.cosine", cosine),
         graph.add_initializer(model, "rotary.sine", sine),
     ]
     positions = next(value for value in model.graph.inputs if value.name == "position_ids")
-    for node in attentions:
-        query, key = (_unrotated(node, node.inputs[operand]) for operand in (0, 1))
+    for node, (query, key) in zip(attentions, unrotated, strict=True):
         inputs = [query, key, *node.inputs[2:7], *tables, positions]
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         fused = ir.node(

@@ -169,7 +169,7 @@ def _import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise RuntimeUnavailable(
-            f"onnxruntime cannot be imported ({error}). Install it: pip install 'onnxruntime>=1.20'."
+            f"onnxruntime cannot be imported ({error}). Install it: pip install 'onnxruntime>=1.23'."
         ) from error
     return onnxruntime
 
