@@ -95,6 +95,7 @@ def compile_(
 def validate(
     bundle: BundlePath,
     allow_failing: AllowFailing = False,
+    junit: Annotated[Path | None, typer.Option(help="Also write the verdict as JUnit XML.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run BUNDLE on this device, judge it against its gates and seal it if all pass."""
@@ -103,6 +104,10 @@ def validate(
 
     with Progress(quiet=as_json) as progress:
         done = validation.validate(bundle, allow_failing, progress)
+    if junit is not None:
+        from edgevlm_deploy.report import junit as page
+
+        page.render(done.verdict, junit)
     _finish(done, as_json)
 
 

@@ -37,13 +37,11 @@ from edgevlm_deploy.calibration import CalibrationSet
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.quantize import QuantizedModel
-from edgevlm_deploy.recipe import Evaluation, Gate, GateName
+from edgevlm_deploy.recipe import Gate, GateName
+from edgevlm_deploy.samples import gather
 from edgevlm_deploy.source import SourceModel
 
 DEMO = "demo"
-DEMO_QUESTIONS_PER_PICTURE = 4
-CALIBRATION_SHARE = 0.2
-"""Of the pictures in the evaluation data, when no calibration data are given."""
 VERIFICATION_ITEMS = 4
 """Questions on which graphs and quantised model are compared, 32 greedy tokens each."""
 PACKAGES = (
@@ -80,12 +78,6 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Samples:
-    calibration: tuple[datasets.Sample, ...]
-    evaluation: tuple[datasets.Sample, ...]
-
-
-@dataclass(frozen=True)
 class Job:
     """One compilation under way: what every stage needs to know."""
 
@@ -105,7 +97,7 @@ def compile(order: Order, watch: Watcher) -> Path:
         job = _job(order, watch)
         watch.begin("Data")
         recipe = job.plan.recipe
-        samples = _samples(order, recipe.evaluation, recipe.calibration.samples, job.cache)
+        samples = gather(order.data, order.calibration, order.images, recipe, job.cache)
         calibrated = _calibration(job, samples.calibration)
         items = _items(job, samples.evaluation)
         answers = _reference(job, items)
@@ -125,51 +117,19 @@ def _job(order: Order, watch: Watcher) -> Job:
     return Job(model, made, spec, order.out / "stages", watch)
 
 
-def _samples(order: Order, evaluation: Evaluation, calibration_samples: int, cache: Path) -> Samples:
-    """Calibration and evaluation data that share no picture."""
-    if order.data is None:
-        return _demo_samples(evaluation.clean_items, calibration_samples, cache)
-    judged = datasets.load(order.data, order.images)
-    if order.calibration is None:
-        return Samples(*datasets.split(judged, seed=evaluation.seed, share=CALIBRATION_SHARE))
-    calibrating = datasets.load(order.calibration, order.images)
-    datasets.check_disjoint(calibrating, judged)
-    return Samples(calibrating, judged)
-
-
-def _demo_samples(clean_items: int, calibration_samples: int, cache: Path) -> Samples:
-    """Scenes rendered from disjoint seeds. Also what other models are asked when no data are given."""
-    from edgevlm_deploy.demo import dataset
-    from edgevlm_deploy.demo.scenes import Split
-
-    def rendered(split: Split, questions: int) -> tuple[datasets.Sample, ...]:
-        pictures = -(-questions // DEMO_QUESTIONS_PER_PICTURE)
-        inputs = {"split": split.name, "pictures": pictures, "version": __version__}
-
-        def render(directory: Path) -> None:
-            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory)
-
-        return datasets.load(stage(cache, "scenes", inputs, render))
-
-    return Samples(rendered(Split.CALIBRATION, calibration_samples), rendered(Split.EVALUATION, clean_items))
-
-
 def _calibration(job: Job, samples: Sequence[datasets.Sample]) -> CalibrationSet:
     settings = job.plan.recipe.calibration
     inputs = {"samples": _identities(samples), "settings": settings, "version": __version__}
-    directory = stage(
-        job.cache, "calibration", inputs, lambda out: _discard(calibration.build(samples, settings, out))
-    )
-    return calibration.load(directory)
+
+    def build(out: Path) -> None:
+        calibration.build(samples, settings, out)
+
+    return calibration.load(stage(job.cache, "calibration", inputs, build))
 
 
 def _identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
     """What a sample is, wherever its picture lies."""
     return [[one.id, one.group, one.image_id, one.prompt, one.answers] for one in samples]
-
-
-def _discard(_: object) -> None:
-    """Stages are read back from their folder, so that a resumed run takes the same way."""
 
 
 @dataclass(frozen=True)
@@ -366,12 +326,12 @@ def _bundle(
         ),
     )
     out = order.out / f"{order.name}{bundle.SUFFIX}"
-    folder = stage(
-        job.cache,
-        "bundle",
-        {"parts": _part_digests(parts), "exported": exported.name},
-        lambda directory: _discard(bundle.write(parts, directory)),
-    )
+
+    def write(folder: Path) -> None:
+        bundle.write(parts, folder)
+
+    inputs = {"parts": _part_digests(parts), "exported": exported.name}
+    folder = stage(job.cache, "bundle", inputs, write)
     return bundle.pack(folder, out)
 
 

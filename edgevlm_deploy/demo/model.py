@@ -73,6 +73,20 @@ def tokenizer(scenes: int = 2000) -> Any:
     )
 
 
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer that `save` wrote."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(directory)
+
+
+def load_weights(directory: Path) -> dict[str, Any]:
+    """Parameter name → float32 tensor, as `save` wrote them."""
+    from safetensors.torch import load_file
+
+    return {name: tensor.float() for name, tensor in load_file(directory / "model.safetensors").items()}
+
+
 def processor(text_tokenizer: Any) -> Any:
     """One tile per picture, no splitting, SmolVLM's normalisation."""
     from transformers import Idefics3Processor

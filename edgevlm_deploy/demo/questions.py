@@ -62,14 +62,22 @@ def _word(truth: bool) -> str:
 
 
 def _existence_of(scene: Scene, rng: np.random.Generator) -> tuple[str, bool]:
-    """A name that is there, or one that shares a colour or a shape with something that is."""
-    names = {thing.name for thing in scene.things}
-    if _yes(rng):
-        return _pick(list(scene.things), rng).name, True
-    near = [f"{t.colour} {shape}" for t in scene.things for shape in SHAPES]
-    near += [f"{colour} {t.shape}" for t in scene.things for colour in COLOURS]
-    absent = sorted(set(near) - names)
-    return str(rng.choice(absent)), False
+    """(what, is it there?): a name, a shape or a colour.
+
+    An absent name shares its colour or its shape with something that is there.
+    """
+    things, there, what = list(scene.things), _yes(rng), rng.random()
+    if what < 0.2:
+        shapes = {thing.shape for thing in things}
+        return str(rng.choice([s for s in SHAPES if (s in shapes) == there])), there
+    if what < 0.4:
+        colours = {thing.colour for thing in things}
+        return f"{rng.choice([c for c in COLOURS if (c in colours) == there])} object", there
+    if there:
+        return _pick(things, rng).name, True
+    near = [f"{t.colour} {shape}" for t in things for shape in SHAPES]
+    near += [f"{colour} {t.shape}" for t in things for colour in COLOURS]
+    return str(rng.choice(sorted(set(near) - {thing.name for thing in things}))), False
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> Found:
@@ -179,6 +187,12 @@ def _negation(scene: Scene, rng: np.random.Generator) -> Found:
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> Found:
+    """The whole picture from left to right, or one object in full."""
+    if rng.random() < 0.5 and (things := _unique(scene, "name")):
+        thing = _pick(things, rng)
+        height = "top" if thing.row < COLUMNS // 2 else "bottom"
+        side = "left" if thing.column < COLUMNS // 2 else "right"
+        return f"Describe the {thing.name}.", f"{thing.size}, {thing.texture}, {height} {side}"
     names = [f"a {thing.name}" for thing in scene.things]
     return "Describe the picture.", f"{', '.join(names[:-1])} and {names[-1]}"
 

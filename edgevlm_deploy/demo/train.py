@@ -50,8 +50,10 @@ class Schedule:
     steps: int
     pictures: int
     vision_rate: float = 1.5e-3
-    rate: float = 1.5e-3
+    rate: float = 1e-3
     warmup: int = 150
+    first_scene: int = 0
+    """Scenes before this one were seen by the model that training goes on from."""
 
 
 def main() -> None:
@@ -61,17 +63,30 @@ def main() -> None:
     parser.add_argument("--vision-steps", type=int, default=350)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--pictures", type=int, default=32, help="pictures per step")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the second stage")
+    parser.add_argument("--go-on-from", type=Path, help="checkpoint folder; random weights by default")
+    parser.add_argument("--first-scene", type=int, default=0, help="what that checkpoint has seen already")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    schedule = Schedule(arguments.vision_steps, arguments.steps, arguments.pictures)
-    train(arguments.out, arguments.seed, schedule, torch.device(arguments.device))
+    schedule = Schedule(
+        arguments.vision_steps,
+        arguments.steps,
+        arguments.pictures,
+        rate=arguments.rate,
+        first_scene=arguments.first_scene,
+    )
+    train(arguments.out, arguments.seed, schedule, torch.device(arguments.device), arguments.go_on_from)
 
 
-def train(out: Path, seed: int, schedule: Schedule, device: torch.device) -> None:
+def train(
+    out: Path, seed: int, schedule: Schedule, device: torch.device, go_on_from: Path | None = None
+) -> None:
     """Train, save the checkpoint to `out` and the loss curve to `out/training.jsonl`."""
     torch.manual_seed(seed)
-    tokenizer = demo.tokenizer()
+    tokenizer = demo.tokenizer() if go_on_from is None else demo.load_tokenizer(go_on_from)
     vlm = demo.architecture(tokenizer).to(device)
+    if go_on_from is not None:
+        vlm.load_state_dict(demo.load_weights(go_on_from))
     vlm.set_attn_implementation("eager")  # half the time of fused attention on a CPU in bfloat16
     print(f"{sum(p.numel() for p in vlm.parameters()):,} parameters on {device}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +165,7 @@ def _teach_cells(vlm: Any, schedule: Schedule, device: torch.device, log: Any) -
     pictures = 2 * schedule.pictures
     began = time.monotonic()
     for step in range(schedule.vision_steps):
-        scenes = _scenes(step * pictures, pictures)
+        scenes = _scenes(schedule.first_scene + step * pictures, pictures)
         with torch.autocast(device.type, torch.bfloat16):
             features = image_features(vlm, _pixels(scenes, device))
             logits = [head(features) for head in heads]
@@ -246,7 +261,7 @@ def _teach_answers(
     vlm: Any, tokenizer: Any, schedule: Schedule, device: torch.device, snapshot: Path, log: Any
 ) -> None:
     optimiser = _Optimiser(list(vlm.parameters()), schedule.steps, schedule.warmup, schedule.rate)
-    first = 2 * schedule.pictures * schedule.vision_steps
+    first = schedule.first_scene + 2 * schedule.pictures * schedule.vision_steps
     began = time.monotonic()
     by_kind: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for step in range(schedule.steps):

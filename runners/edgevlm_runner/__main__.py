@@ -25,7 +25,7 @@ def main() -> int:
     try:
         gather(open_bundle(arguments.bundle), arguments.out, _report, arguments.threads)
     except EdgeVlmError as error:
-        print("error: {}".format(error), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -54,7 +53,7 @@ def gather(bundle: Bundle, out: Path, progress: Progress, threads: Optional[int]
         )
         temporary = out / "evidence.json.tmp"
         temporary.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
-        os.replace(str(temporary), str(out / "evidence.json"))
+        temporary.replace(out / "evidence.json")
 
 
 def read_evidence(directory: Path, bundle_digest: str) -> Dict[str, Any]:
@@ -120,7 +119,7 @@ def _answer_all(
     with open(complete, "w", encoding="utf-8", newline="\n") as stream:
         for item in items:
             stream.write(json.dumps(dataclasses.asdict(done[item.id]), ensure_ascii=False) + "\n")
-    os.replace(str(complete), str(out / "answers.jsonl"))
+    complete.replace(out / "answers.jsonl")
     partial.unlink()
 
 

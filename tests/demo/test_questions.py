@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from edgevlm_deploy.demo.questions import KINDS, Question, ask_any
-from edgevlm_deploy.demo.scenes import COLOURS, SHAPES, SIZES, Scene, Split, Thing, generator, scene
+from edgevlm_deploy.demo.scenes import COLOURS, COLUMNS, SHAPES, SIZES, Scene, Split, Thing, generator, scene
 
 EVALUATED, LEARNT, PER_PICTURE = 400, 1200, 8
 
@@ -33,7 +33,7 @@ def training() -> list[tuple[Scene, Question]]:
 
 def named(things: tuple[Thing, ...], words: str) -> list[Thing]:
     """Things that "red ball", "ball" or "red" speaks of."""
-    wanted = words.split()
+    wanted = words.removesuffix(" object").split()
     return [t for t in things if all(word in (t.colour, t.shape, t.size, t.texture) for word in wanted)]
 
 
@@ -45,6 +45,10 @@ def only(things: tuple[Thing, ...], words: str) -> Thing:
 
 def yes(truth: bool) -> str:
     return "yes" if truth else "no"
+
+
+def half(cell: int, first: str, second: str) -> str:
+    return first if cell < COLUMNS / 2 else second
 
 
 def truth(things: tuple[Thing, ...], text: str) -> str:
@@ -68,6 +72,9 @@ def truth(things: tuple[Thing, ...], text: str) -> str:
     if match := re.fullmatch(r"Is the (.+) left or right of the (.+)\?", text):
         a, b = only(things, match[1]), only(things, match[2])
         return "left" if a.column < b.column else "right"
+    if match := re.fullmatch(r"Is the (.+) in the (?:top or bottom|left or right) half\?", text):
+        thing = only(things, match[1])
+        return half(thing.row, "top", "bottom") if "top" in text else half(thing.column, "left", "right")
     if match := re.fullmatch(r"Is the (.+) larger than the (.+)\?", text):
         a, b = only(things, match[1]), only(things, match[2])
         return yes(SIZES.index(a.size) > SIZES.index(b.size))
@@ -75,6 +82,10 @@ def truth(things: tuple[Thing, ...], text: str) -> str:
         return yes(len(named(things, match[1])) > len(named(things, match[2])))
     if match := re.fullmatch(r"Is the (\w+) (not )?(\w+)\?", text):
         return yes((match[3] in vars(only(things, match[1])).values()) != bool(match[2]))
+    if match := re.fullmatch(r"Describe the (\w+ \w+)\.", text):
+        thing = only(things, match[1])
+        place = f"{half(thing.row, 'top', 'bottom')} {half(thing.column, 'left', 'right')}"
+        return f"{thing.size}, {thing.texture}, {place}"
     assert text == "Describe the picture.", text
     names = [f"a {thing.colour} {thing.shape}" for thing in things]
     return f"{', '.join(names[:-1])} and {names[-1]}"
@@ -109,7 +120,7 @@ def test_no_answer_dominates_a_kind(training: list[tuple[Scene, Question]]) -> N
     for _, question in training:
         by_kind[question.kind][question.answer] += 1
     highest = {kind: max(counts.values()) / counts.total() for kind, counts in by_kind.items()}
-    limits = dict.fromkeys(KINDS, 0.55) | {"attribute": 0.2, "count": 0.35, "relation": 0.35, "caption": 0.05}
+    limits = dict.fromkeys(KINDS, 0.55) | {"attribute": 0.2, "count": 0.35, "relation": 0.4, "caption": 0.06}
     assert all(highest[kind] < limits[kind] for kind in KINDS), highest
 
 
@@ -132,7 +143,7 @@ def test_the_question_alone_does_not_give_the_answer_away(
     for _, question in evaluation:
         hits[question.kind].append(guess(question) == question.answer)
     blind = {kind: sum(values) / len(values) for kind, values in hits.items()}
-    limits = dict.fromkeys(KINDS, 0.6) | {"attribute": 0.45, "count": 0.47, "caption": 0.05}
+    limits = dict.fromkeys(KINDS, 0.6) | {"attribute": 0.45, "count": 0.47, "caption": 0.1}
     assert all(blind[kind] <= limits[kind] for kind in KINDS), blind
 
 
