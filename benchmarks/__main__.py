@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import conditions, page
-from benchmarks.rounds import REPOSITORY, Engine, compete
+from benchmarks.rounds import REPOSITORY, Engine, Failed, compete
 from benchmarks.workload import LOGITS
 
-RECIPES = {"default": "w4a16_g32, head w8a16, vision w8a8", "int8": "w8a16, head w8a16, vision w8a8"}
+RECIPES = {"default": "w4a16_g32", "int8": "w8a16"}
+"""Recipe → weights of its decoder's layers."""
 BUILD = REPOSITORY / "build" / "benchmarks"
+PEERS = REPOSITORY / "build" / "peers" / "bin" / "python"
 RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
 
 
@@ -24,9 +26,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--config", type=Path, help="folder with a config.json of another shape")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--peer-python", default=sys.executable, help="interpreter with llama-cpp-python and gguf"
+        "--peer-python",
+        type=lambda given: Path(given).absolute(),  # not resolved: an environment's python is a link
+        default=PEERS if PEERS.exists() else Path(sys.executable),
+        help="interpreter with llama-cpp-python and gguf (default: build/peers/bin/python, else this one)",
     )
     parser.add_argument("--reuse", action="store_true", help="time the graphs that the last run compiled")
     parser.add_argument("--json", type=Path, help="write every single time to this file")
@@ -40,17 +45,18 @@ def engines(peer_python: str) -> list[Engine]:
         Engine("edgevlm", recipe, f"edgevlm {recipe}", RECIPES[recipe], sys.executable) for recipe in RECIPES
     ]
     torch = [Engine("pytorch", kind, "PyTorch", kind, sys.executable) for kind in ("float32", "bfloat16")]
-    llama = [
-        Engine("llama_cpp", kind, "llama.cpp", f"{kind}, head Q8_0", peer_python) for kind in ("Q4_0", "Q8_0")
-    ]
+    llama = [Engine("llama_cpp", kind, "llama.cpp", kind, peer_python) for kind in ("Q4_0", "Q8_0")]
     return [*own, *llama, *torch]
+
+
+def is_compiled() -> bool:
+    return all((BUILD / recipe / "compiled.json").is_file() for recipe in RECIPES)
 
 
 def compile_all(config: Path | None, threads: int, reuse: bool) -> dict[str, dict[str, Any]]:
     """Checkpoint and graphs below `BUILD`, each recipe in a process of its own."""
     (BUILD / LOGITS).mkdir(parents=True, exist_ok=True)
-    found = {recipe: BUILD / recipe / "compiled.json" for recipe in RECIPES}
-    if not (reuse and all(path.is_file() for path in found.values())):
+    if not reuse:
         say("writing a checkpoint of random weights")
         for old in BUILD.glob("*.gguf"):
             old.unlink()
@@ -59,7 +65,7 @@ def compile_all(config: Path | None, threads: int, reuse: bool) -> dict[str, dic
         for recipe in RECIPES:
             say(f"compiling recipe {recipe} on {threads} thread(s)")
             _run("-m", "benchmarks.compilation", str(BUILD), recipe, str(threads))
-    return {recipe: json.loads(path.read_text()) for recipe, path in found.items()}
+    return {recipe: json.loads((BUILD / recipe / "compiled.json").read_text()) for recipe in RECIPES}
 
 
 def _run(*command: str) -> None:
@@ -76,10 +82,13 @@ def say(line: str) -> None:
 def main() -> None:
     given = arguments()
     before = conditions.now()
-    compiled = compile_all(given.config, max(given.threads), given.reuse)
-    heats = tuple(
-        compete(engines(given.peer_python), BUILD, threads, given.rounds, say) for threads in given.threads
-    )
+    reused = given.reuse and is_compiled()
+    compiled = compile_all(given.config, max(given.threads), reused)
+    lines = engines(str(given.peer_python))
+    try:
+        heats = tuple(compete(lines, BUILD, threads, given.rounds, say) for threads in given.threads)
+    except Failed as failure:
+        sys.exit(f"An engine that had loaded ended in the middle of a round: {failure}")
     after = conditions.now()
     versions: dict[str, str] = {}
     for result in heats[0].results:
@@ -89,6 +98,7 @@ def main() -> None:
         machine=conditions.machine(),
         versions=versions,
         compiled=compiled,
+        reused=reused,
         heats=heats,
         other_cores=conditions.other_cores(before, after),
         minutes=(after.wall - before.wall) / 60,

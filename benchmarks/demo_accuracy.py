@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from edgevlm_runner.contract import CLEAN, Answer, Item, ModelSpec
 from edgevlm_runner.inputs import Inputs, from_picture, load_tokenizer
 from PIL import Image
+from tokenizers import Tokenizer
 
 from edgevlm_deploy import backends, quiet, reference, resources, source
 from edgevlm_deploy.datasets import Sample
@@ -60,7 +61,7 @@ def answers(checkpoint: Path, asked: Sequence[Sample], grey: bool) -> list[Answe
     return said
 
 
-def _inputs(picture: Image.Image, sample: Sample, spec: ModelSpec, tokenizer: object) -> Inputs:
+def _inputs(picture: Image.Image, sample: Sample, spec: ModelSpec, tokenizer: Tokenizer) -> Inputs:
     return from_picture(picture, sample.prompt, spec, tokenizer)
 
 

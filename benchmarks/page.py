@@ -32,6 +32,8 @@ class Run:
     versions: dict[str, str]
     compiled: dict[str, dict[str, Any]]
     """recipe → what `benchmarks.compilation` wrote."""
+    reused: bool
+    """Whether an earlier run compiled."""
     heats: tuple[Heat, ...]
     other_cores: float | None
     minutes: float
@@ -60,13 +62,13 @@ def _compilation(run: Run) -> Table:
         for recipe, one in run.compiled.items()
     )
     columns = ("recipe", "quantise", "export, verify", "peak memory MB", "graphs MB", "logits vs torch")
-    return Table("Compilation", columns, rows)
+    return Table("Compilation, by an earlier run" if run.reused else "Compilation", columns, rows)
 
 
 def _engines(heat: Heat, rows: Sequence[Row]) -> Table:
     columns = (
         "engine",
-        "weights",
+        "layers",
         "tile ms",
         "prefill ms",
         "first token ms",
@@ -140,7 +142,7 @@ def condition(run: Run) -> str:
         return f"Other processes used {run.other_cores:.2f} cores on average: a quiet machine."
     return (
         f"**Not a quiet machine**: other processes used {run.other_cores:.2f} of {run.machine['cores']} "
-        "cores on average. Absolute numbers are too low; ratios are those of engines that suffered together."
+        "cores on average. Absolute numbers are too low, and ratios scatter with the scheduler."
     )
 
 

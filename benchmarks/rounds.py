@@ -122,7 +122,10 @@ def compete(
 
         def start(python: str, *arguments: str) -> _Process:
             errors = stack.enter_context(tempfile.TemporaryFile())
-            process = _Process([python, "-m", *arguments, str(threads)], threads, errors)
+            try:
+                process = _Process([python, "-m", *arguments, str(threads)], threads, errors)
+            except OSError as error:
+                raise Failed(f"{python}: {error.strerror}") from error
             stack.callback(process.close)
             return process
 
@@ -131,8 +134,8 @@ def compete(
         for engine in engines:
             say(f"{threads} thread(s): loading {engine.title}, {engine.weights}")
             module = f"benchmarks.contenders.{engine.name}"
-            process = start(engine.python, module, str(directory), engine.variant)
             try:
+                process = start(engine.python, module, str(directory), engine.variant)
                 hello = process.answer()
                 process.turn()
             except Failed as failure:

@@ -103,7 +103,9 @@ def compile(order: Order, watch: Watcher) -> Path:
         answers = _reference(job, items)
         quantized = _quantized(job, calibrated)
         exported = _graphs(job, items, quantized)
-        return _bundle(job, order, items, answers, calibrated, quantized, exported)
+        provenance = _provenance(job, calibrated, answers, exported)
+        folder = _bundle(job, order.name, items, answers, exported, provenance)
+        return bundle.pack(folder, order.out / f"{order.name}{bundle.SUFFIX}")
 
 
 def _job(order: Order, watch: Watcher) -> Job:
@@ -274,18 +276,16 @@ def _graphs(job: Job, items: Items, quantized: Path) -> Path:
 
 def _bundle(
     job: Job,
-    order: Order,
+    name: str,
     items: Items,
     answers: ReferenceAnswers,
-    calibrated: CalibrationSet,
-    quantized: Path,
     exported: Path,
+    provenance: bundle.Provenance,
 ) -> Path:
+    """Folder of the bundle."""
     job.watch.begin("Bundle")
-    recipe, target = job.plan.recipe, job.plan.target
-    table = QuantizedModel.load(quantized).table
     parts = bundle.Parts(
-        name=order.name,
+        name=name,
         model=job.spec,
         graphs=exported / "graphs",
         tokenizer=job.source.tokenizer,
@@ -293,46 +293,51 @@ def _bundle(
         pictures={item.image: items.root / item.image for item in items.rows if item.image},
         reference=answers.rows,
         gates=gates(job.plan),
-        recipe=recipe,
-        target=target,
+        recipe=job.plan.recipe,
+        target=job.plan.target,
         quantization={
-            name: {
+            module: {
                 "scheme": wanted.scheme.value,
                 "algorithm": wanted.algorithm.value,
-                "bits": table[name].bits,
+                "bits": wanted.format.bits,
             }
-            for name, wanted in job.plan.request.items()
+            for module, wanted in job.plan.request.items()
         },
-        provenance=bundle.Provenance(
-            edgevlm_version=__version__,
-            packages=_versions(PACKAGES),
-            source={
-                "name": job.source.name,
-                "revision": job.source.revision,
-                "digest": job.source.digest,
-                "family": job.source.family,
-                "weights": job.source.dtype,
-                "parameters": job.source.parameters,
-            },
-            seeds={"evaluation": recipe.evaluation.seed, "calibration": recipe.calibration.seed},
-            calibration={"digest": calibrated.digest, "samples": len(calibrated.rows)},
-            quantization=_summary(job.plan),
-            verification=json.loads((exported / "verification.json").read_text()),
-            reference={
-                "weights": job.source.dtype,
-                "arithmetic": "float32 on the CPU, batched, greedy",
-                "noise_floor": answers.noise_floor.model_dump(mode="json"),
-            },
-        ),
+        provenance=provenance,
     )
-    out = order.out / f"{order.name}{bundle.SUFFIX}"
 
     def write(folder: Path) -> None:
         bundle.write(parts, folder)
 
     inputs = {"parts": _part_digests(parts), "exported": exported.name}
-    folder = stage(job.cache, "bundle", inputs, write)
-    return bundle.pack(folder, out)
+    return stage(job.cache, "bundle", inputs, write)
+
+
+def _provenance(
+    job: Job, calibrated: CalibrationSet, answers: ReferenceAnswers, exported: Path
+) -> bundle.Provenance:
+    model, recipe = job.source, job.plan.recipe
+    return bundle.Provenance(
+        edgevlm_version=__version__,
+        packages=_versions(PACKAGES),
+        source={
+            "name": model.name,
+            "revision": model.revision,
+            "digest": model.digest,
+            "family": model.family,
+            "weights": model.dtype,
+            "parameters": model.parameters,
+        },
+        seeds={"evaluation": recipe.evaluation.seed, "calibration": recipe.calibration.seed},
+        calibration={"digest": calibrated.digest, "samples": len(calibrated.rows)},
+        quantization=_summary(job.plan),
+        verification=json.loads((exported / "verification.json").read_text()),
+        reference={
+            "weights": model.dtype,
+            "arithmetic": "float32 on the CPU, batched, greedy",
+            "noise_floor": answers.noise_floor.model_dump(mode="json"),
+        },
+    )
 
 
 def _part_digests(parts: bundle.Parts) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from benchmarks import conditions, page, shape, summary
 from benchmarks.__main__ import arguments, engines
 from benchmarks.contenders import gguf_file
-from benchmarks.rounds import Heat, Result
+from benchmarks.rounds import Engine, Heat, Result, compete
 from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS, Round, play, text_prompt, tile
 
 COMPILED = {
@@ -58,6 +59,7 @@ def run(heat: Heat) -> page.Run:
         machine={**conditions.machine(), "cores": 2, "cores_allowed": [1]},
         versions={"numpy": "2"},
         compiled={"default": COMPILED},
+        reused=False,
         heats=(heat,),
         other_cores=1.2,
         minutes=3.0,
@@ -156,6 +158,13 @@ def test_the_page_says_what_was_skipped_and_that_others_were_running(run: page.R
     assert "llama.cpp" in page.terminal(run, tmp_path)
 
 
+def test_times_of_an_earlier_compilation_are_called_so(run: page.Run, tmp_path: Path) -> None:
+    assert "earlier" not in page.markdown(run, tmp_path)
+    assert "## Compilation, by an earlier run" in page.markdown(
+        dataclasses.replace(run, reused=True), tmp_path
+    )
+
+
 def test_other_processes_are_what_is_busy_but_not_ours() -> None:
     before = conditions.Clock(wall=0.0, busy=100.0, own=10.0)
     after = conditions.Clock(wall=10.0, busy=117.0, own=22.0)
@@ -194,6 +203,16 @@ def test_peers_need_nothing_of_edgevlm(repository: Path) -> None:
     assert json.loads(done.stdout) == []
 
 
+def test_an_engine_that_cannot_start_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    absent = Engine("llama_cpp", "Q4_0", "llama.cpp", "Q4_0", str(tmp_path / "no-python"))
+    empty = Engine("llama_cpp", "Q8_0", "llama.cpp", "Q8_0", sys.executable)
+    found = compete([absent, empty], tmp_path, threads=1, repetitions=1, say=lambda line: None)
+    assert "No such file" in found.results[0].skipped
+    assert "Error" in found.results[1].skipped
+    assert found.gb_per_second[0] > 0
+
+
 def test_one_command_measures_one_and_two_threads() -> None:
     given = arguments([])
-    assert given.threads == [1, 2] and given.peer_python == sys.executable and not given.reuse
+    assert given.threads == [1, 2] and not given.reuse
+    assert arguments(["--peer-python", "peers/bin/python"]).peer_python == Path.cwd() / "peers/bin/python"

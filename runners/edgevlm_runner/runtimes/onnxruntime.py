@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any, Dict, List, Tuple, Union
 
@@ -116,8 +117,8 @@ class OnnxRuntime:
         options.log_severity_level = 3
         # Idle threads of one session must not take the cores that the next session computes on.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Without VNNI, AVX2 saturates products of uint8 and int8; this makes the runtime use exact kernels.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not _multiplies_bytes_exactly():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if not optimize:
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -172,6 +173,20 @@ def _import_onnxruntime() -> Any:
             f"onnxruntime cannot be imported ({error}). Install it: pip install 'onnxruntime>=1.23'."
         ) from error
     return onnxruntime
+
+
+def _multiplies_bytes_exactly() -> bool:
+    """Whether products of uint8 and int8 cannot saturate: ARM, or x86 with VNNI.
+
+    Older AVX2 and AVX-512 do; ONNX Runtime then has to be told to take exact kernels, which are slower.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _graph_path(root: Path, spec: ModelSpec, component: str) -> Path:
