@@ -57,6 +57,13 @@ def test_the_runner_speaks_python_3_8(repository: Path) -> None:
         ast.parse(path.read_text(), feature_version=(3, 8))
 
 
+def test_imports_point_one_way(repository: Path) -> None:
+    """The layers of `[tool.importlinter]` in pyproject.toml."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_help_and_the_runner_load_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "neural_compressor", "litert_torch", "onnx", "scipy", "matplotlib"}
     program = (

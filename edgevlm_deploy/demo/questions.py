@@ -194,7 +194,8 @@ def _caption(scene: Scene, rng: np.random.Generator) -> Found:
         side = "left" if thing.column < COLUMNS // 2 else "right"
         return f"Describe the {thing.name}.", f"{thing.size}, {thing.texture}, {height} {side}"
     names = [f"a {thing.name}" for thing in scene.things]
-    return "Describe the picture.", f"{', '.join(names[:-1])} and {names[-1]}"
+    listed = [", ".join(names[:-1]), names[-1]] if len(names) > 1 else names
+    return "Describe the picture.", " and ".join(listed)
 
 
 _ASK = {

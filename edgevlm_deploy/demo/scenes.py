@@ -78,20 +78,20 @@ def generator(split: Split, index: int, stream: int = 0) -> np.random.Generator:
     return np.random.default_rng([int(split), index, stream])
 
 
-def scene(split: Split, index: int) -> Scene:
-    """Scene `index` of `split`; the same on every call."""
+def scene(split: Split, index: int, most: int = COLUMNS) -> Scene:
+    """Scene `index` of `split`, the same on every call; `most` objects at most, and two if it allows."""
     rng = generator(split, index)
-    things = _arrange(rng)
+    things = _arrange(rng, most)
     return Scene(things, _render(things, rng))
 
 
-def _arrange(rng: np.random.Generator) -> tuple[Thing, ...]:
+def _arrange(rng: np.random.Generator, most: int) -> tuple[Thing, ...]:
     """Objects in distinct columns; often some share a shape or colour, so that counts vary."""
-    count = int(rng.integers(2, COLUMNS + 1))
+    count = int(rng.integers(min(2, most), most + 1))
     columns = np.sort(rng.permutation(COLUMNS)[:count])
     shapes = [str(rng.choice(SHAPES)) for _ in range(count)]
     colours = [str(rng.choice(COLOURS)) for _ in range(count)]
-    if rng.random() < 0.6:
+    if count > 1 and rng.random() < 0.6:
         attribute = shapes if rng.random() < 0.5 else colours
         members = rng.permutation(count)[: int(rng.integers(2, count + 1))]
         for member in members:

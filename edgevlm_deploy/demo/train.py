@@ -41,6 +41,9 @@ from edgevlm_deploy.demo.scenes import (
 QUESTIONS = 8
 """Questions per picture and step."""
 IGNORE = -100
+CURRICULUM = ((0.2, 1), (0.45, 2), (1.0, COLUMNS))
+"""Up to which share of the second stage how many objects are in a picture. With one, comparing a word with
+what is seen is learnt before having to find it; with two, finding; then all at once."""
 _ATTRIBUTES = (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES), ("texture", TEXTURES))
 
 
@@ -51,7 +54,7 @@ class Schedule:
     pictures: int
     vision_rate: float = 1.5e-3
     rate: float = 1e-3
-    warmup: int = 150
+    warmup: int = 80
     first_scene: int = 0
     """Scenes before this one were seen by the model that training goes on from."""
 
@@ -96,8 +99,8 @@ def train(
     demo.save(vlm, tokenizer, out)
 
 
-def _scenes(start: int, count: int) -> list[Scene]:
-    return [scene(Split.TRAIN, index) for index in range(start, start + count)]
+def _scenes(start: int, count: int, most: int = COLUMNS) -> list[Scene]:
+    return [scene(Split.TRAIN, index, most) for index in range(start, start + count)]
 
 
 def _pixels(scenes: list[Scene], device: torch.device) -> torch.Tensor:
@@ -266,7 +269,8 @@ def _teach_answers(
     by_kind: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for step in range(schedule.steps):
         start = first + step * schedule.pictures
-        scenes = _scenes(start, schedule.pictures)
+        most = next(most for share, most in CURRICULUM if step < share * schedule.steps)
+        scenes = _scenes(start, schedule.pictures, most)
         packed = _pack(scenes, start, tokenizer, device)
         with torch.autocast(device.type, torch.bfloat16):
             loss, losses = _answer_loss(vlm, packed, _pixels(scenes, device))
