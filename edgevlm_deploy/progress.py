@@ -42,7 +42,8 @@ class Progress:
             rich.MofNCompleteColumn(),
             rich.TimeElapsedColumn(),
             rich.TimeRemainingColumn(),
-            console=Console(stderr=True),
+            # Bound to the stream, because noisy libraries have sys.stderr redirected.
+            console=Console(file=sys.stderr),
             disable=quiet or not sys.stderr.isatty(),
         )
         self._task: TaskID | None = None

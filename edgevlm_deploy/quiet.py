@@ -6,25 +6,25 @@ asserted by ours after each step. Set EDGEVLM_VERBOSE=1 to see everything.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 
 
 @contextmanager
-def libraries() -> Iterator[None]:
-    """Drop warnings and everything below an error that libraries log inside the block."""
-    if os.environ.get("EDGEVLM_VERBOSE"):
-        yield
-        return
-    threshold = logging.root.manager.disable
-    # torch sets its loggers' levels on import; only the threshold for all of them holds.
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
+def libraries(prints: bool = False) -> Iterator[None]:
+    """Drop warnings and log lines of libraries inside the block; with `prints`, what they print too."""
+    with ExitStack() as silence:
+        if not os.environ.get("EDGEVLM_VERBOSE"):
+            silence.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(threshold)
+            # Libraries set the levels of their own loggers on import; only the threshold for all holds.
+            silence.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.CRITICAL if prints else logging.WARNING)
+            if prints:
+                silence.enter_context(redirect_stdout(io.StringIO()))
+                silence.enter_context(redirect_stderr(io.StringIO()))
+        yield

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from edgevlm_runner.contract import Answer, ImageSpec, Item, ModelSpec, PromptSpec
+import small_bundle
+from edgevlm_runner.contract import Answer, Item
 from PIL import Image
 
 from edgevlm_deploy import bundle as bundles
@@ -32,21 +33,9 @@ from edgevlm_deploy.errors import BundleError, StorageError
 from edgevlm_deploy.recipe import Gate, GateName, Recipe
 from edgevlm_deploy.target import Backend, Target
 
-MODEL = ModelSpec(
-    family="smolvlm",
-    runtime="onnxruntime",
+MODEL = dataclasses.replace(
+    small_bundle.MODEL,
     graphs={"vision_encoder": "graphs/vision_encoder.onnx", "decoder": "graphs/decoder.onnx"},
-    image=ImageSpec(96, 96, False, None, 1, 1 / 255, (0.5,) * 3, (0.5,) * 3),
-    prompt=PromptSpec("{image}{question}", "{question}", "<image>", "<fake>", "<global>", 16),
-    image_token_id=4,
-    eos_token_ids=(6,),
-    max_new_tokens=8,
-    max_context=64,
-    layers=1,
-    kv_heads=1,
-    head_dim=8,
-    hidden_size=8,
-    vocab_size=32,
 )
 
 

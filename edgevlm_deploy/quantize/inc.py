@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
-import logging
 import re
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +18,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import EdgeVlmError, MissingExtraError, QuantizationError
 from edgevlm_deploy.quantize import capture, folding, static_ranges
 from edgevlm_deploy.quantize.capture import Batch
@@ -316,14 +314,7 @@ def _library() -> Iterator[Any]:
 
     Raises MissingExtraError when it is not installed, QuantizationError for what it raises itself.
     """
-    silence = contextlib.ExitStack()
-    with silence:
-        silence.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        silence.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        silence.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        silence.callback(logging.disable, logging.root.manager.disable)
-        logging.disable(logging.CRITICAL)
+    with quiet.libraries(prints=True):
         try:
             from neural_compressor.common import set_workspace
 

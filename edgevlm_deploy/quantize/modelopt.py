@@ -10,13 +10,11 @@ that no fold reaches (its input has passed attention or GELU) keeps its weights 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import DataError, EdgeVlmError, MissingExtraError, QuantizationError
 from edgevlm_deploy.quantize import capture, folding
 from edgevlm_deploy.quantize.capture import Batch
@@ -157,13 +155,7 @@ def _library() -> Iterator[Any]:
 
     Raises MissingExtraError when it is not installed, QuantizationError for what it raises itself.
     """
-    with contextlib.ExitStack() as silence:
-        silence.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        silence.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        silence.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        silence.callback(logging.disable, logging.root.manager.disable)
-        logging.disable(logging.CRITICAL)
+    with quiet.libraries(prints=True):
         try:
             import modelopt.torch.quantization as mtq
         except ImportError as error:
