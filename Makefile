@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(MAKE) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -41,7 +41,8 @@ from edgevlm_deploy.demo.scenes import (
 QUESTIONS = 8
 """Questions per picture and step."""
 IGNORE = -100
-CURRICULUM = ((0.2, 1), (0.45, 2), (1.0, COLUMNS))
+CELL_WEIGHT = 0.2
+CURRICULUM = ((0.25, 1), (0.45, 2), (1.0, COLUMNS))
 """Up to which share of the second stage how many objects are in a picture. With one, comparing a word with
 what is seen is learnt before having to find it; with two, finding; then all at once."""
 _ATTRIBUTES = (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES), ("texture", TEXTURES))
@@ -54,7 +55,7 @@ class Schedule:
     pictures: int
     vision_rate: float = 1.5e-3
     rate: float = 1e-3
-    warmup: int = 80
+    warmup: int = 100
     first_scene: int = 0
     """Scenes before this one were seen by the model that training goes on from."""
 
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-steps", type=int, default=350)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--pictures", type=int, default=32, help="pictures per step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the second stage")
     parser.add_argument("--go-on-from", type=Path, help="checkpoint folder; random weights by default")
@@ -91,11 +92,12 @@ def train(
     if go_on_from is not None:
         vlm.load_state_dict(demo.load_weights(go_on_from))
     vlm.set_attn_implementation("eager")  # half the time of fused attention on a CPU in bfloat16
+    heads = _cell_heads(vlm).to(device)
     print(f"{sum(p.numel() for p in vlm.parameters()):,} parameters on {device}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "training.jsonl").open("w") as log:
-        _teach_cells(vlm, schedule, device, log)
-        _teach_answers(vlm, tokenizer, schedule, device, out / "snapshot", log)
+        _teach_cells(vlm, heads, schedule, device, log)
+        _teach_answers(vlm, heads, tokenizer, schedule, device, out / "snapshot", log)
     demo.save(vlm, tokenizer, out)
 
 
@@ -155,31 +157,38 @@ def _cell_labels(scenes: list[Scene], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(labels).to(device)
 
 
-def _teach_cells(vlm: Any, schedule: Schedule, device: torch.device, log: Any) -> None:
+def _cell_heads(vlm: Any) -> torch.nn.ModuleList:
+    """One linear classifier per attribute on an image token; thrown away after training."""
     width = vlm.config.text_config.hidden_size
     classes = [len(values) + (name == "shape") for name, values in _ATTRIBUTES]
-    heads = torch.nn.ModuleList(torch.nn.Linear(width, n) for n in classes).to(device)
-    parameters = [
-        *vlm.model.vision_model.parameters(),
-        *vlm.model.connector.parameters(),
-        *heads.parameters(),
+    return torch.nn.ModuleList(torch.nn.Linear(width, n) for n in classes)
+
+
+def _cell_losses(heads: torch.nn.ModuleList, features: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
+    """Cross-entropy per attribute, float32 [attributes]."""
+    labels = _cell_labels(scenes, features.device)
+    losses = [
+        F.cross_entropy(head(features).float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORE)
+        for head, wanted in zip(heads, labels, strict=True)
     ]
+    return torch.stack(losses)
+
+
+def _teach_cells(
+    vlm: Any, heads: torch.nn.ModuleList, schedule: Schedule, device: torch.device, log: Any
+) -> None:
+    modules = (vlm.model.vision_model, vlm.model.connector, heads)
+    parameters = [parameter for module in modules for parameter in module.parameters()]
     optimiser = _Optimiser(parameters, schedule.vision_steps, schedule.warmup, schedule.vision_rate)
     pictures = 2 * schedule.pictures
     began = time.monotonic()
     for step in range(schedule.vision_steps):
         scenes = _scenes(schedule.first_scene + step * pictures, pictures)
         with torch.autocast(device.type, torch.bfloat16):
-            features = image_features(vlm, _pixels(scenes, device))
-            logits = [head(features) for head in heads]
-        labels = _cell_labels(scenes, device)
-        losses = [
-            F.cross_entropy(scores.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORE)
-            for scores, wanted in zip(logits, labels, strict=True)
-        ]
-        optimiser.apply(torch.stack(losses).sum(), step)
+            losses = _cell_losses(heads, image_features(vlm, _pixels(scenes, device)), scenes)
+        optimiser.apply(losses.sum(), step)
         if step % 50 == 0 or step == schedule.vision_steps - 1:
-            row = {name: round(loss.item(), 4) for (name, _), loss in zip(_ATTRIBUTES, losses, strict=True)}
+            row = {name: round(loss, 4) for (name, _), loss in zip(_ATTRIBUTES, losses.tolist(), strict=True)}
             _log(log, {"stage": "cells", "step": step, "seconds": round(time.monotonic() - began), **row})
 
 
@@ -237,14 +246,13 @@ def _attention(packed: Packed) -> torch.Tensor:
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -1e9)
 
 
-def _answer_loss(vlm: Any, packed: Packed, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _answer_loss(vlm: Any, packed: Packed, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy over answer tokens, and the loss of each of them.
 
     A token weighs 1/√(length of its answer): between counting tokens, where captions drown the yes and
     no, and counting answers, where they starve.
     """
     embeddings = vlm.get_input_embeddings()(packed.ids)
-    features = image_features(vlm, pixels)
     is_image = packed.ids == vlm.config.image_token_id
     embeddings = embeddings.masked_scatter(is_image[..., None], features.to(embeddings.dtype))
     hidden = vlm.model.text_model(
@@ -261,9 +269,17 @@ def _answer_loss(vlm: Any, packed: Packed, pixels: torch.Tensor) -> tuple[torch.
 
 
 def _teach_answers(
-    vlm: Any, tokenizer: Any, schedule: Schedule, device: torch.device, snapshot: Path, log: Any
+    vlm: Any,
+    heads: torch.nn.ModuleList,
+    tokenizer: Any,
+    schedule: Schedule,
+    device: torch.device,
+    snapshot: Path,
+    log: Any,
 ) -> None:
-    optimiser = _Optimiser(list(vlm.parameters()), schedule.steps, schedule.warmup, schedule.rate)
+    """The first stage's task goes on beside: what no question asks for yet would be forgotten."""
+    parameters = [*vlm.parameters(), *heads.parameters()]
+    optimiser = _Optimiser(parameters, schedule.steps, schedule.warmup, schedule.rate)
     first = schedule.first_scene + 2 * schedule.pictures * schedule.vision_steps
     began = time.monotonic()
     by_kind: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -273,12 +289,15 @@ def _teach_answers(
         scenes = _scenes(start, schedule.pictures, most)
         packed = _pack(scenes, start, tokenizer, device)
         with torch.autocast(device.type, torch.bfloat16):
-            loss, losses = _answer_loss(vlm, packed, _pixels(scenes, device))
-        optimiser.apply(loss, step)
+            features = image_features(vlm, _pixels(scenes, device))
+            loss, losses = _answer_loss(vlm, packed, features)
+            cells = _cell_losses(heads, features, scenes)
+        optimiser.apply(loss + CELL_WEIGHT * cells.sum(), step)
         kinds = packed.kind[packed.labels != IGNORE].cpu().numpy()
         _collect(by_kind, losses.cpu().numpy(), kinds)
         if step % 50 == 0 or step == schedule.steps - 1:
             row = {kind: round(float(np.mean(values)), 4) for kind, values in by_kind.items() if values}
+            row["cells"] = round(cells.sum().item(), 4)
             by_kind = {kind: [] for kind in KINDS}
             demo.save(copy.deepcopy(vlm), tokenizer, snapshot)
             _log(log, {"stage": "answers", "step": step, "seconds": round(time.monotonic() - began), **row})
