@@ -78,7 +78,9 @@ def verify(
         observed: list[_Observed] = []
         with ObservedRuntime(exact, spec, directory) as runtime:
             observed = [_observe(runtime, spec, sample) for sample in samples]
-        exact_spec = dataclasses.replace(spec, graphs={name: str(path) for name, path in exact.items()})
+        exact_spec = dataclasses.replace(
+            spec, graphs={name: str(path.resolve()) for name, path in exact.items()}
+        )
         with OnnxRuntime(Path("/"), exact_spec, optimize=False) as runner:
             _check_runner(runner, exact_spec, samples, observed)
     compared = [_compare(reference, table, spec, *pair) for pair in zip(samples, observed, strict=True)]

@@ -40,9 +40,11 @@ def test_the_bundle_says_what_it_is(compiled: Path) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes(
-    checkpoint: Path, recipe: Path, compiled: Path, tmp_path: Path
+    checkpoint: Path, recipe: Path, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = pipeline.compile(order(checkpoint, recipe, tmp_path), Silent())
+    """In another folder, which is given relative to the working directory."""
+    monkeypatch.chdir(tmp_path)
+    again = pipeline.compile(order(checkpoint, recipe, Path("build")), Silent())
     assert again.read_bytes() == compiled.read_bytes()
 
 
