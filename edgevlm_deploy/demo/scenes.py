@@ -1,6 +1,6 @@
 """Procedural pictures with known content, so that every question about them has a true answer.
 
-A scene has four columns and two to four objects, each in a column of its own. An object has a
+A scene has four columns and two or three objects, each in a column of its own. An object has a
 shape, a colour, a size and a texture. Backgrounds are textured, the light varies, and a slight blur
 and sensor noise are added, so that no attribute can be read off a single pixel.
 """
@@ -19,6 +19,8 @@ SIDE = 96
 CELL = 24
 """Pixels per grid cell: one cell is one image token of the demo model."""
 COLUMNS = SIDE // CELL
+MOST_OBJECTS = 3
+"""As many as the demo model can tell apart in the time that its training may take."""
 SUPERSAMPLING = 3
 
 SHAPES = ("cube", "ball", "cone", "star", "ring")
@@ -78,7 +80,7 @@ def generator(split: Split, index: int, stream: int = 0) -> np.random.Generator:
     return np.random.default_rng([int(split), index, stream])
 
 
-def scene(split: Split, index: int, most: int = COLUMNS) -> Scene:
+def scene(split: Split, index: int, most: int = MOST_OBJECTS) -> Scene:
     """Scene `index` of `split`, the same on every call; `most` objects at most, and two if it allows."""
     rng = generator(split, index)
     things = _arrange(rng, most)

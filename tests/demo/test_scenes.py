@@ -9,7 +9,17 @@ import pytest
 from edgevlm_deploy import datasets
 from edgevlm_deploy.artifacts import tree_digest
 from edgevlm_deploy.demo.dataset import samples
-from edgevlm_deploy.demo.scenes import COLOURS, COLUMNS, SHAPES, SIDE, SIZES, TEXTURES, Split, scene
+from edgevlm_deploy.demo.scenes import (
+    COLOURS,
+    COLUMNS,
+    MOST_OBJECTS,
+    SHAPES,
+    SIDE,
+    SIZES,
+    TEXTURES,
+    Split,
+    scene,
+)
 
 
 def test_a_scene_is_the_same_on_every_call() -> None:
@@ -23,7 +33,7 @@ def test_pixels_and_layout() -> None:
         one = scene(Split.TUNING, index)
         assert one.pixels.shape == (SIDE, SIDE, 3)
         assert one.pixels.dtype == np.uint8
-        assert 2 <= len(one.things) <= COLUMNS
+        assert 2 <= len(one.things) <= MOST_OBJECTS
         columns = [thing.column for thing in one.things]
         assert columns == sorted(set(columns))
 
