@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import conditions, page
 from benchmarks.rounds import REPOSITORY, Engine, Failed, compete
-from benchmarks.workload import LOGITS
+from benchmarks.workload import OUTPUTS
 
 RECIPES = {"default": "w4a16_g32", "int8": "w8a16"}
 """Recipe → weights of its decoder's layers."""
@@ -55,7 +55,7 @@ def is_compiled() -> bool:
 
 def compile_all(config: Path | None, threads: int, reuse: bool) -> dict[str, dict[str, Any]]:
     """Checkpoint and graphs below `BUILD`, each recipe in a process of its own."""
-    (BUILD / LOGITS).mkdir(parents=True, exist_ok=True)
+    (BUILD / OUTPUTS).mkdir(parents=True, exist_ok=True)
     if not reuse:
         say("writing a checkpoint of random weights")
         for old in BUILD.glob("*.gguf"):

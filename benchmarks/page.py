@@ -76,6 +76,7 @@ def _engines(heat: Heat, rows: Sequence[Row]) -> Table:
         "MB/token",
         "of roof",
         "peak MB",
+        "features cos",
         "logits cos",
         "CPU",
     )
@@ -89,7 +90,7 @@ def _engines(heat: Heat, rows: Sequence[Row]) -> Table:
 
 def _cells(row: Row) -> tuple[str, ...]:
     if row.skipped:
-        return (row.engine.title, row.engine.weights, f"skipped: {row.skipped}", *[""] * 8)
+        return (row.engine.title, row.engine.weights, f"skipped: {row.skipped}", *[""] * 9)
     return (
         row.engine.title,
         row.engine.weights,
@@ -100,6 +101,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.weight_bytes / 1e6:.1f}",
         "" if row.roof_share is None else f"{row.roof_share:.0%}",
         _megabytes(row.peak_rss_bytes),
+        "" if row.features_cosine is None else f"{row.features_cosine:.4f}",
         "" if row.logits_cosine is None else f"{row.logits_cosine:.4f}",
         f"{row.cpu_share:.0%}",
     )

@@ -78,9 +78,18 @@ def write_checkpoint(config: dict[str, Any], directory: Path) -> Path:
         "head_dim": text.head_dim,
         "rms_norm_eps": text.rms_norm_eps,
         "rope_theta": text.rope_parameters["rope_theta"],
-        "image_size": vision.image_size,
         "image_token_id": made.image_token_id,
         "max_context": MAX_CONTEXT,
+        "vision": {
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "layers": vision.num_hidden_layers,
+            "heads": vision.num_attention_heads,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "scale_factor": made.scale_factor,
+        },
     }
     (directory / "shape.json").write_text(json.dumps(shape, indent=1) + "\n")
     return checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.rounds import Engine, Heat, Result
-from benchmarks.workload import LOGITS, Round
+from benchmarks.workload import OUTPUTS, Round
 
 REFERENCE = "pytorch-float32"
 SAME_BITS = {"edgevlm-default": "llama_cpp-Q4_0", "edgevlm-int8": "llama_cpp-Q8_0"}
@@ -43,8 +43,10 @@ class Row:
     roof_share: float | None = None
     """Weights read per second over the bandwidth of sequential reads; above 1 they stayed in a cache."""
     peak_rss_bytes: int = 0
+    features_cosine: float | None = None
+    """Between the tile's image features and PyTorch's in float32: the engines run the same model."""
     logits_cosine: float | None = None
-    """Between the logits of a text prompt and PyTorch's in float32: the engines run the same model."""
+    """The same of the logits of a text prompt."""
     cpu_share: float = 1.0
     """Lowest of all rounds."""
 
@@ -78,7 +80,8 @@ def _row(result: Result, gb_per_second: float, directory: Path) -> Row:
         weight_bytes=result.weight_bytes,
         roof_share=result.weight_bytes * decode.median / (gb_per_second * 1e9),
         peak_rss_bytes=result.peak_rss_bytes,
-        logits_cosine=_cosine(directory / LOGITS, result.engine.key),
+        features_cosine=_cosine(directory / OUTPUTS, result.engine.key, "features"),
+        logits_cosine=_cosine(directory / OUTPUTS, result.engine.key, "logits"),
         cpu_share=min(one.cpu_share for one in result.rounds),
     )
 
@@ -89,11 +92,11 @@ def _optional(result: Result, value: Callable[[Round], float | None]) -> Spread 
     return Spread.of(known) if known else None
 
 
-def _cosine(logits: Path, key: str) -> float | None:
-    paths = logits / f"{REFERENCE}.npy", logits / f"{key}.npy"
+def _cosine(outputs: Path, key: str, kind: str) -> float | None:
+    paths = outputs / f"{REFERENCE}.{kind}.npy", outputs / f"{key}.{kind}.npy"
     if not all(path.is_file() for path in paths):
         return None
-    first, second = (np.load(path, allow_pickle=False).astype(np.float64) for path in paths)
+    first, second = (np.load(path, allow_pickle=False).astype(np.float64).ravel() for path in paths)
     return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
 
 

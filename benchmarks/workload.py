@@ -26,7 +26,8 @@ TEXT_TOKENS = 30
 PROMPT_TOKENS = IMAGE_TOKENS + TEXT_TOKENS
 ANSWER_TOKENS = 32
 MAX_CONTEXT = 256
-LOGITS = "logits"
+OUTPUTS = "outputs"
+"""Folder of what the engines computed: NAME-VARIANT.logits.npy and .features.npy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Round:
 class Contender(Protocol):
     """A loaded model. Token ids are Python integers, logits float32 [V] of the last token."""
 
-    def look(self) -> bool:
-        """Encode the tile and keep its features for the next `read`; False when it has no eyes."""
+    def look(self) -> NDArray[np.float32] | None:
+        """Encode the tile and keep its features [IMAGE_TOKENS, D] for the next `read`; None without eyes."""
 
     def read(self, ids: list[int]) -> NDArray[np.float32]:
         """Forget everything, then prefill. After `look`, the tile takes the place of the first tokens."""
@@ -75,15 +76,20 @@ def text_prompt(vocab_size: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(0).integers(3, vocab_size - 200, PROMPT_TOKENS)]
 
 
+def picture(side: int) -> NDArray[np.uint8]:
+    """Pixels [side, side, 3] of one tile."""
+    return np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)
+
+
 def tile(side: int) -> NDArray[np.float32]:
-    """Normalised pixels [1, 3, side, side]."""
-    return np.random.default_rng(1).standard_normal((1, 3, side, side), np.float32)
+    """The picture as the vision encoder takes it: float32 [1, 3, side, side] in −1 … 1."""
+    return picture(side).transpose(2, 0, 1)[None].astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def play(contender: Contender, ids: list[int], threads: int) -> Round:
     """One turn. The loop around every engine is this one: nobody is judged by its own `generate`."""
     cpu, start = time.process_time(), time.perf_counter()
-    looked = contender.look()
+    features = contender.look()
     seen = time.perf_counter()
     token = int(np.argmax(contender.read(ids)))
     times = [time.perf_counter()]
@@ -91,7 +97,7 @@ def play(contender: Contender, ids: list[int], threads: int) -> Round:
         token = int(np.argmax(contender.write(token)))
         times.append(time.perf_counter())
     return Round(
-        vision_ms=1e3 * (seen - start) if looked else None,
+        vision_ms=None if features is None else 1e3 * (seen - start),
         prefill_ms=1e3 * (times[0] - seen),
         decode_ms=tuple(1e3 * float(step) for step in np.diff(times)),
         cpu_share=(time.process_time() - cpu) / (times[-1] - start) / threads,
@@ -101,8 +107,8 @@ def play(contender: Contender, ids: list[int], threads: int) -> Round:
 def serve(name: str, load: Callable[[Path, str, int], Contender]) -> None:
     """Main loop of a contender's process.
 
-    The first line tells what was loaded. Before it the logits of the text prompt are written to
-    `DIRECTORY/logits/NAME-VARIANT.npy`, which show whether all engines run the same model.
+    The first line tells what was loaded. Before it the logits of the text prompt and the tile's features
+    are written to `DIRECTORY/outputs/`, which show whether all engines run the same model.
     """
     directory, variant, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     answers = os.fdopen(os.dup(1), "w")
@@ -111,7 +117,10 @@ def serve(name: str, load: Callable[[Path, str, int], Contender]) -> None:
     contender = load(directory, variant, threads)
     loaded = time.perf_counter() - began
     ids = text_prompt(json.loads((directory / "shape.json").read_text())["vocab_size"])
-    np.save(directory / LOGITS / f"{name}-{variant}.npy", contender.read(ids))
+    np.save(directory / OUTPUTS / f"{name}-{variant}.logits.npy", contender.read(ids))
+    features = contender.look()
+    if features is not None:
+        np.save(directory / OUTPUTS / f"{name}-{variant}.features.npy", features)
     hello = {
         "versions": contender.versions(),
         "load_seconds": loaded,

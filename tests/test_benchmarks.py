@@ -16,7 +16,7 @@ from benchmarks import conditions, page, shape, summary
 from benchmarks.__main__ import arguments, engines
 from benchmarks.contenders import gguf_file
 from benchmarks.rounds import Engine, Heat, Result, compete
-from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS, Round, play, text_prompt, tile
+from benchmarks.workload import ANSWER_TOKENS, OUTPUTS, PROMPT_TOKENS, Round, picture, play, text_prompt, tile
 
 COMPILED = {
     "quantize_seconds": 1.0,
@@ -24,6 +24,30 @@ COMPILED = {
     "peak_rss_bytes": 3e9,
     "graph_bytes": 4e6,
     "verification": {"logits_difference": 1e-6},
+}
+
+
+SMALL_SHAPE = {
+    **shape.SMOLVLM_256M,
+    "image_token_id": 190,
+    "text_config": {
+        **shape.SMOLVLM_256M["text_config"],
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    },
+    "vision_config": {
+        **shape.SMOLVLM_256M["vision_config"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 64,
+    },
 }
 
 
@@ -85,6 +109,7 @@ def test_every_contender_gets_the_same_inputs() -> None:
     assert len(text_prompt(49280)) == PROMPT_TOKENS and max(text_prompt(49280)) < 49280
     assert text_prompt(49280) == text_prompt(49280)
     assert tile(32).shape == (1, 3, 32, 32) and np.array_equal(tile(32), tile(32))
+    assert tile(32)[0, 1, 5, 7] == picture(32)[5, 7, 1] / np.float32(127.5) - 1
 
 
 def test_a_turn_reads_once_and_feeds_back_the_likeliest_token() -> None:
@@ -94,8 +119,8 @@ def test_a_turn_reads_once_and_feeds_back_the_likeliest_token() -> None:
         def __init__(self) -> None:
             self.written: list[int] = []
 
-        def look(self) -> bool:
-            return False
+        def look(self) -> None:
+            return None
 
         def read(self, ids: list[int]) -> Any:
             return np.eye(64, dtype=np.float32)[len(ids)]
@@ -138,13 +163,15 @@ def test_the_roof_is_the_median_bandwidth(heat: Heat, tmp_path: Path) -> None:
     assert first.logits_cosine is None
 
 
-def test_logits_are_compared_with_pytorch_float32(heat: Heat, tmp_path: Path) -> None:
-    (tmp_path / "logits").mkdir()
-    np.save(tmp_path / "logits" / "pytorch-float32.npy", np.array([1.0, 0.0], np.float32))
-    np.save(tmp_path / "logits" / "edgevlm-default.npy", np.array([1.0, 1.0], np.float32))
-    found = {row.engine.key: row.logits_cosine for row in summary.rows(heat, tmp_path)}
-    assert found["edgevlm-default"] == pytest.approx(0.5**0.5)
-    assert found["llama_cpp-Q4_0"] is None
+def test_outputs_are_compared_with_pytorch_float32(heat: Heat, tmp_path: Path) -> None:
+    (tmp_path / OUTPUTS).mkdir()
+    for kind in ("logits", "features"):
+        np.save(tmp_path / OUTPUTS / f"pytorch-float32.{kind}.npy", np.array([[1.0, 0.0]], np.float32))
+        np.save(tmp_path / OUTPUTS / f"edgevlm-default.{kind}.npy", np.array([1.0, 1.0], np.float32))
+    found = {row.engine.key: row for row in summary.rows(heat, tmp_path)}
+    assert found["edgevlm-default"].logits_cosine == pytest.approx(0.5**0.5)
+    assert found["edgevlm-default"].features_cosine == pytest.approx(0.5**0.5)
+    assert found["llama_cpp-Q4_0"].logits_cosine is None
 
 
 def test_the_page_says_what_was_skipped_and_that_others_were_running(run: page.Run, tmp_path: Path) -> None:
@@ -172,12 +199,29 @@ def test_other_processes_are_what_is_busy_but_not_ours() -> None:
     assert conditions.other_cores(before, conditions.Clock(10.0, 0.0, 22.0)) is None
 
 
-def test_gguf_names_and_rotary_rows() -> None:
-    assert gguf_file.target("model.text_model.layers.7.mlp.up_proj.weight") == "blk.7.ffn_up.weight"
-    assert gguf_file.target("lm_head.weight") == "output.weight"
-    assert gguf_file.target("model.vision_model.post_layernorm.weight") is None
+def test_rotary_rows_become_neighbours() -> None:
     rows = np.arange(8, dtype=np.float32)[:, None]  # two heads of four rows: halves a b → neighbours
     assert gguf_file.interleaved(rows, heads=2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_every_weight_lands_in_one_of_the_two_gguf_files(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    checkpoint = shape.write_checkpoint(SMALL_SHAPE, tmp_path) / "model.safetensors"
+    numbers = json.loads((tmp_path / "shape.json").read_text())
+    text, vision = tmp_path / "text.gguf", tmp_path / "vision.gguf"
+    gguf_file.write_text(checkpoint, numbers, "Q4_0", text)
+    gguf_file.write_vision(checkpoint, numbers, "Q8_0", vision)
+    found = {one.name: one for path in (text, vision) for one in gguf.GGUFReader(path).tensors}
+    weights = dict(gguf_file.tensors(checkpoint))
+    assert len(found) == len(weights)
+    assert sum(int(one.n_elements) for one in found.values()) == sum(one.size for one in weights.values())
+    kinds = {name: one.tensor_type.name for name, one in found.items()}
+    assert kinds["blk.0.ffn_up.weight"] == "Q4_0" and kinds["output.weight"] == "Q8_0"
+    assert kinds["v.blk.0.attn_q.weight"] == "Q8_0" and kinds["v.position_embd.weight"] == "F32"
+    norm = found["v.post_ln.bias"].data
+    assert np.array_equal(norm, weights["model.vision_model.post_layernorm.bias"])
+    head = gguf.dequantize(found["output.weight"].data, gguf.GGMLQuantizationType.Q8_0)
+    assert np.abs(head - weights["lm_head.weight"]).max() < 1e-3
 
 
 def test_safetensors_are_read_without_the_library(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ class EdgeVlm:
         self._tile = tile(self._spec.image.tile_size)
         self._features: NDArray[np.float32] | None = None
 
-    def look(self) -> bool:
+    def look(self) -> NDArray[np.float32]:
         self._features = self._runtime.encode_image(self._tile)
-        return True
+        return self._features[0]
 
     def read(self, ids: list[int]) -> NDArray[np.float32]:
         from edgevlm_runner.generate import splice

@@ -1,70 +1,88 @@
-"""The checkpoint's text tower as a GGUF file of llama.cpp's `llama` architecture."""
+"""The checkpoint as two GGUF files: llama.cpp's `llama` architecture, and its vision tower (`mmproj`)."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-LAYER_TENSORS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+PREFIXES = {
+    "model.text_model.": "model.",
+    "model.vision_model.": "model.vision_model.",
+    "model.connector.": "model.connector.",
+    "lm_head.": "lm_head.",
 }
-OTHER_TENSORS = {
-    "model.text_model.embed_tokens.weight": "token_embd.weight",
-    "model.text_model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
+"""transformers' names → the names that GGUF's own table of tensors knows."""
+VISION = ("model.vision_model.", "model.connector.")
+WORDS_IN_USE = ("<fake_token_around_image>", "<global-img>", "<image>", "\n", "\n\n", "ab")
 
 
-def write_gguf(checkpoint: Path, shape: Mapping[str, Any], layers: str, path: Path) -> None:
+def write_text(checkpoint: Path, shape: Mapping[str, Any], layers: str, path: Path) -> None:
     """`layers` is the type of the layers' matrices; head and embedding are Q8_0, norms float32.
 
     checkpoint is one safetensors file of fp16 tensors. The file appears when it is complete.
     """
     import gguf  # type: ignore[import-not-found]
 
-    partial = path.with_name(path.name + ".partial")
-    writer = gguf.GGUFWriter(partial, "llama")
-    writer.add_block_count(shape["layers"])
-    writer.add_context_length(shape["max_context"])
-    writer.add_embedding_length(shape["hidden_size"])
-    writer.add_feed_forward_length(shape["intermediate_size"])
-    writer.add_head_count(shape["heads"])
-    writer.add_head_count_kv(shape["kv_heads"])
-    writer.add_rope_dimension_count(shape["head_dim"])
-    writer.add_rope_freq_base(shape["rope_theta"])
-    writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
-    writer.add_vocab_size(shape["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
-    for name, values in tensors(checkpoint):
-        place = target(name)
-        if place is None:
-            continue
-        if values.ndim == 1:
-            writer.add_tensor(place, values)
-            continue
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = interleaved(values, values.shape[0] // shape["head_dim"])
-        kind = gguf.GGMLQuantizationType[layers if place.startswith("blk.") else "Q8_0"]
-        writer.add_tensor(place, gguf.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    partial.replace(path)
+    with _writer(path, "llama") as writer:
+        writer.add_block_count(shape["layers"])
+        writer.add_context_length(shape["max_context"])
+        writer.add_embedding_length(shape["hidden_size"])
+        writer.add_feed_forward_length(shape["intermediate_size"])
+        writer.add_head_count(shape["heads"])
+        writer.add_head_count_kv(shape["kv_heads"])
+        writer.add_rope_dimension_count(shape["head_dim"])
+        writer.add_rope_freq_base(shape["rope_theta"])
+        writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
+        writer.add_vocab_size(shape["vocab_size"])
+        _add_words(writer, shape["vocab_size"])
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape["layers"])
+        for name, values in tensors(checkpoint):
+            if name.startswith(VISION):
+                continue
+            place = target(name, names)
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                values = interleaved(values, values.shape[0] // shape["head_dim"])
+            kind = layers if place.startswith("blk.") else "Q8_0"
+            _add(writer, place, values, "F32" if values.ndim == 1 else kind)
+
+
+def write_vision(checkpoint: Path, shape: Mapping[str, Any], kind: str, path: Path) -> None:
+    """Vision encoder and projector, as llama.cpp's converter writes them; `kind` is the type of matrices.
+
+    The preprocessor's longest edge is one tile, so that a picture of that size is not enlarged.
+    """
+    import gguf
+
+    vision = shape["vision"]
+    with _writer(path, "clip") as writer:
+        writer.add_type(gguf.GGUFType.MMPROJ)
+        writer.add_clip_has_vision_encoder(True)
+        writer.add_clip_projector_type(gguf.VisionProjectorType.IDEFICS3)
+        writer.add_vision_projection_dim(shape["hidden_size"])
+        writer.add_vision_image_size(vision["image_size"])
+        writer.add_vision_preproc_image_size(vision["image_size"])
+        writer.add_vision_patch_size(vision["patch_size"])
+        writer.add_vision_embedding_length(vision["hidden_size"])
+        writer.add_vision_feed_forward_length(vision["intermediate_size"])
+        writer.add_vision_block_count(vision["layers"])
+        writer.add_vision_head_count(vision["heads"])
+        writer.add_vision_attention_layernorm_eps(vision["layer_norm_eps"])
+        writer.add_vision_projector_scale_factor(vision["scale_factor"])
+        writer.add_vision_use_gelu(True)
+        writer.add_vision_image_mean([0.5] * 3)
+        writer.add_vision_image_std([0.5] * 3)
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, vision["layers"])
+        for name, values in tensors(checkpoint):
+            if name.startswith(VISION):
+                is_matrix = values.ndim == 2 and ".embeddings." not in name
+                _add(writer, target(name, names), values, kind if is_matrix else "F32")
 
 
 def weight_bytes(path: Path) -> int:
@@ -72,6 +90,38 @@ def weight_bytes(path: Path) -> int:
     import gguf
 
     return sum(int(one.n_bytes) for one in gguf.GGUFReader(path).tensors if one.name != "token_embd.weight")
+
+
+@contextmanager
+def _writer(path: Path, architecture: str) -> Iterator[Any]:
+    import gguf
+
+    partial = path.with_name(path.name + ".partial")
+    writer = gguf.GGUFWriter(partial, architecture)
+    yield writer
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.replace(path)
+
+
+def _add(writer: Any, name: str, values: NDArray[np.float32], kind: str) -> None:
+    import gguf
+
+    stored = gguf.GGMLQuantizationType[kind]
+    writer.add_tensor(name, gguf.quantize(values, stored), raw_dtype=stored)
+
+
+def _add_words(writer: Any, vocab_size: int) -> None:
+    """A vocabulary of placeholders: prompts come as ids, only the picture's marks are looked up."""
+    words = [*WORDS_IN_USE, *(chr(0x21 + i) for i in range(94))]
+    words += [f"<word-{i}>" for i in range(len(words), vocab_size)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words)
+    writer.add_token_types([4 if word.startswith("<") and len(word) > 1 else 1 for word in words])
+    writer.add_token_merges(["a b"])
 
 
 def tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -87,13 +137,13 @@ def tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
             yield name, values.reshape(entry["shape"]).astype(np.float32)
 
 
-def target(name: str) -> str | None:
-    """The tensor's name in a GGUF file; None for what belongs to the vision tower."""
-    prefix = "model.text_model.layers."
-    if not name.startswith(prefix):
-        return OTHER_TENSORS.get(name)
-    layer, _, module = name.removeprefix(prefix).removesuffix(".weight").partition(".")
-    return f"blk.{layer}.{LAYER_TENSORS[module]}.weight"
+def target(name: str, names: Any) -> str:
+    """The tensor's name in a GGUF file; `names` is GGUF's table. Raises KeyError for one it does not know."""
+    ours = next(prefix for prefix in PREFIXES if name.startswith(prefix))
+    found = names.get_name(PREFIXES[ours] + name.removeprefix(ours), try_suffixes=(".weight", ".bias"))
+    if found is None:
+        raise KeyError(f"GGUF has no name for {name}")
+    return str(found)
 
 
 def interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

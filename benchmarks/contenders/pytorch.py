@@ -31,10 +31,11 @@ class PyTorch:
         self._features: Any = None
         self._cache: Any = None
 
-    def look(self) -> bool:
+    def look(self) -> NDArray[np.float32]:
         features = self._model.model.get_image_features(self._pixels).pooler_output
         self._features = self._torch.cat(list(features)).reshape(IMAGE_TOKENS, -1)
-        return True
+        seen: NDArray[np.float32] = self._features.float().numpy()
+        return seen
 
     def read(self, ids: list[int]) -> NDArray[np.float32]:
         embeds = self._model.model.text_model.embed_tokens(self._torch.tensor([ids]))
