@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch.nn import functional as F
@@ -46,6 +46,39 @@ class Schedule:
     vision_rate: float = 1.5e-3
     rate: float = 1e-3
     warmup: int = 100
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: what both stages work on."""
+
+    vlm: Any
+    heads: torch.nn.ModuleList
+    tokenizer: Any
+    schedule: Schedule
+    device: torch.device
+    workers: int
+    """Processes that render; 0 renders between two steps."""
+    log: TextIO
+    began: float
+
+    def course(self, lessons: Lessons) -> Iterator[Lesson]:
+        loader = DataLoader(
+            lessons,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+        )
+        return (lesson.to(self.device) for lesson in loader)
+
+    def report(self, stage: str, step: int, row: dict[str, float]) -> None:
+        seconds = round(time.monotonic() - self.began)
+        rounded = {name: round(value, 4) for name, value in row.items()}
+        line = json.dumps({"stage": stage, "step": step, "seconds": seconds, **rounded})
+        print(line, flush=True)
+        self.log.write(line + "\n")
+        self.log.flush()
 
 
 def main() -> None:
@@ -82,25 +115,15 @@ def train(out: Path, seed: int, schedule: Schedule, device: torch.device, worker
     print(f"{sum(p.numel() for p in vlm.parameters()):,} parameters on {device}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "training.jsonl").open("w") as log:
-        _teach_cells(vlm, heads, tokenizer, schedule, device, workers, log)
-        _teach_answers(vlm, heads, tokenizer, schedule, device, workers, log)
+        training = Training(vlm, heads, tokenizer, schedule, device, workers, log, time.monotonic())
+        _teach_cells(training)
+        _teach_answers(training)
     demo.save(vlm, tokenizer, out)
 
 
 def most_objects(steps: int) -> list[int]:
     """The curriculum: for each step of the second stage, how many objects a picture may hold."""
     return [next(most for share, most in CURRICULUM if step < share * steps) for step in range(steps)]
-
-
-def _course(lessons: Lessons, device: torch.device, workers: int) -> Iterator[Lesson]:
-    loader = DataLoader(
-        lessons,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-    )
-    return (lesson.to(device) for lesson in loader)
 
 
 def _pixels(lesson: Lesson) -> torch.Tensor:
@@ -168,28 +191,19 @@ def _cell_losses(heads: torch.nn.ModuleList, features: torch.Tensor, lesson: Les
     return torch.stack(losses)
 
 
-def _teach_cells(
-    vlm: Any,
-    heads: torch.nn.ModuleList,
-    tokenizer: Any,
-    schedule: Schedule,
-    device: torch.device,
-    workers: int,
-    log: Any,
-) -> None:
+def _teach_cells(training: Training) -> None:
+    vlm, heads, schedule = training.vlm, training.heads, training.schedule
     modules = (vlm.model.vision_model, vlm.model.connector, heads)
     optimiser = _Optimiser(modules, schedule.vision_steps, schedule.warmup, schedule.vision_rate)
-    lessons = Lessons(
-        tokenizer, Split.TRAIN, 0, 2 * schedule.pictures, [MOST_OBJECTS] * schedule.vision_steps
-    )
-    began = time.monotonic()
-    for step, lesson in enumerate(_course(lessons, device, workers)):
-        with torch.autocast(device.type, torch.bfloat16):
+    objects = [MOST_OBJECTS] * schedule.vision_steps
+    lessons = Lessons(training.tokenizer, Split.TRAIN, 0, 2 * schedule.pictures, objects)
+    for step, lesson in enumerate(training.course(lessons)):
+        with torch.autocast(training.device.type, torch.bfloat16):
             losses = _cell_losses(heads, image_features(vlm, _pixels(lesson)), lesson)
         optimiser.apply(losses.sum(), step)
         if step % 50 == 0 or step == schedule.vision_steps - 1:
-            row = {name: round(loss, 4) for (name, _), loss in zip(ATTRIBUTES, losses.tolist(), strict=True)}
-            _log(log, {"stage": "cells", "step": step, "seconds": round(time.monotonic() - began), **row})
+            names = [name for name, _ in ATTRIBUTES]
+            training.report("cells", step, dict(zip(names, losses.tolist(), strict=True)))
 
 
 def _attention(lesson: Lesson) -> torch.Tensor:
@@ -244,43 +258,27 @@ def _accuracy(vlm: Any, lessons: Sequence[Lesson]) -> dict[str, float]:
             right[KINDS[kind]].append(hit)
     shares = {kind: sum(hits) / len(hits) for kind, hits in right.items()}
     total = [hit for hits in right.values() for hit in hits]
-    return {name: round(share, 3) for name, share in {**shares, "all": sum(total) / len(total)}.items()}
+    return {**shares, "all": sum(total) / len(total)}
 
 
-def _teach_answers(
-    vlm: Any,
-    heads: torch.nn.ModuleList,
-    tokenizer: Any,
-    schedule: Schedule,
-    device: torch.device,
-    workers: int,
-    log: Any,
-) -> None:
+def _teach_answers(training: Training) -> None:
     """The first stage's task goes on beside: what no question asks for yet would be forgotten."""
+    vlm, heads, schedule, tokenizer = training.vlm, training.heads, training.schedule, training.tokenizer
     optimiser = _Optimiser((vlm, heads), schedule.steps, schedule.warmup, schedule.rate)
     first = 2 * schedule.pictures * schedule.vision_steps
     lessons = Lessons(tokenizer, Split.TRAIN, first, schedule.pictures, most_objects(schedule.steps))
     tuning = Lessons(tokenizer, Split.TUNING, 0, schedule.pictures, [MOST_OBJECTS] * HELD_OUT)
-    held_out = [tuning[index].to(device) for index in range(HELD_OUT)]
-    began = time.monotonic()
-    for step, lesson in enumerate(_course(lessons, device, workers)):
-        with torch.autocast(device.type, torch.bfloat16):
+    held_out = [tuning[index].to(training.device) for index in range(HELD_OUT)]
+    for step, lesson in enumerate(training.course(lessons)):
+        with torch.autocast(training.device.type, torch.bfloat16):
             features = image_features(vlm, _pixels(lesson))
             loss = _answer_loss(_answers(vlm, lesson, features), lesson)
             cells = _cell_losses(heads, features, lesson).sum()
         optimiser.apply(loss + CELL_WEIGHT * cells, step)
         if step % REPORT_EVERY == 0 or step == schedule.steps - 1:
-            row = {"loss": round(loss.item(), 4), "cells": round(cells.item(), 4)}
             with torch.compiler.set_stance("force_eager"):
                 shares = _accuracy(vlm, held_out)
-            seconds = round(time.monotonic() - began)
-            _log(log, {"stage": "answers", "step": step, "seconds": seconds, **row, **shares})
-
-
-def _log(log: Any, row: dict[str, Any]) -> None:
-    print(json.dumps(row), flush=True)
-    log.write(json.dumps(row) + "\n")
-    log.flush()
+            training.report("answers", step, {"loss": loss.item(), "cells": cells.item(), **shares})
 
 
 if __name__ == "__main__":
