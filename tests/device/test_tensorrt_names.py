@@ -1,7 +1,7 @@
 """Every TensorRT and CUDA name that the TensorRT runtime uses exists in the bindings of each release.
 
-The lists in `names/` were extracted from NVIDIA's public wheels by `tensorrt_names.py`; nothing of NVIDIA's is
-needed here.
+The lists in `names/` were extracted from NVIDIA's public wheels by `tensorrt_names.py`; nothing of NVIDIA's
+is needed here.
 """
 
 from __future__ import annotations
