@@ -209,8 +209,8 @@ def lint(
     profile: Annotated[
         list[str] | None,
         typer.Option(
-            help="INPUT=MIN:OPT:MAX with shapes such as 4x3x512x512, or SYMBOL=MIN:OPT:MAX for every input with "
-            "that dynamic size; may be given again."
+            help="INPUT=MIN:OPT:MAX with shapes such as 4x3x512x512, or SYMBOL=MIN:OPT:MAX for a dynamic "
+            "size wherever it stands; may be given again."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -21,7 +21,7 @@ class Generation:
     """Releases from `since` (major, minor) up to the next generation.
 
     opset             first and last opset of the ONNX domain that the parser documents
-    built_with_opset  last opset of the ONNX release that the parser is built with; it checks no upper limit itself
+    built_with_opset  last opset of the ONNX release that the parser is built with; it has no upper check
     quantized         types of QuantizeLinear and DequantizeLinear
     int64             INT64 is a type of its own; before, the parser casts it to INT32
     custom            operators that the parser defines itself, in any domain
@@ -217,8 +217,8 @@ GENERATIONS = (
         int64=True,
         operators=_TENSORRT_10_13,
         custom=_CUSTOM_10,
-        source="operators.md at c727277 (10.14 GA) without Attention, which 10.14 added (Changelog); opset 22 as "
-        "documented before 10.14",
+        source="operators.md at c727277 (10.14 GA) without Attention, which 10.14 added (Changelog); opset "
+        "22 as documented before 10.14",
     ),
     Generation(
         since=(10, 15),

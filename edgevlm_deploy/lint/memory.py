@@ -56,7 +56,8 @@ def judge(subject: Subject, needed: Memory) -> Iterator[Finding]:
             "memory",
             where,
             f"{needed.unknown} tensors have no size that ONNX can infer; the estimate of "
-            f"{_megabytes(needed.total_bytes)} is a lower bound. Give a profile for every dynamic input.",
+            f"{_megabytes(needed.total_bytes)} is a lower bound. Give a profile for every dynamic input; "
+            "sizes behind unknown operators stay open.",
         )
     if needed.total_bytes > budget:
         yield error(

@@ -59,7 +59,7 @@ def _is_weight(node: ir.Node) -> bool:
     return tensor(source) is not None
 
 
-def pairs(subject: Subject) -> Iterator[Finding]:
+def qdq_pairs(subject: Subject) -> Iterator[Finding]:
     """Q feeds DQ alone; DQ reads a Q or a constant. Everything else computes in floating point."""
     for node in _quantizers(subject):
         if node.op_type == "QuantizeLinear":

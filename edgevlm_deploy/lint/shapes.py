@@ -30,7 +30,7 @@ def data_dependent(subject: Subject) -> Iterator[Finding]:
 
 
 def by_symbol(model: ir.Model, profiles: Mapping[str, Profile]) -> dict[str, Profile]:
-    """Ranges of symbols (`tokens` = 1:8:512) written out for every input that is made of them; others stay."""
+    """Ranges of symbols (`tokens` = 1:8:512) written out for the inputs made of them; other ranges stay."""
     inputs = {str(one.name): one for one in model.graph.inputs if one.shape is not None}
     symbols = {_symbol(size) for value in inputs.values() for size in value.shape} - {None} - set(inputs)
     ranges = {name: one for name, one in profiles.items() if name in symbols and len(one.opt) == 1}
@@ -90,7 +90,7 @@ def _problem(name: str, shape: ir.Shape | None, profile: Profile | None) -> str 
 
 
 def _equal_symbols(inputs: Mapping[str, ir.Value], profiles: Mapping[str, Profile]) -> Iterator[Finding]:
-    ranges: dict[str, tuple[str, tuple[int, int, int]]] = {}
+    ranges: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, profile in profiles.items():
         for size, *here in zip(inputs[name].shape, profile.min, profile.opt, profile.max, strict=True):
             symbol = _symbol(size)
@@ -116,7 +116,7 @@ def _misfit(shape: ir.Shape, profile: Profile) -> str | None:
         if not 0 <= low <= usual <= high or high == 0:
             return f"{asked}: {low}, {usual}, {high} is not min ≤ opt ≤ max with a positive max."
         if isinstance(size, int) and {low, usual, high} != {size}:
-            return f"{asked} for an input of shape {_text(shape)}; the size {size} is fixed, {low}…{high} is not."
+            return f"{asked} for an input of shape {_text(shape)}; the size {size} is fixed in the graph."
     return None
 
 

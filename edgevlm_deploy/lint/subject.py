@@ -115,7 +115,7 @@ def tensor(value: ir.Value | None) -> Any | None:
 
 
 def array(value: ir.Value | None) -> NDArray[Any] | None:
-    """The numbers of a constant; None when it is computed, or its file (see `external_data`) is unreadable."""
+    """The numbers of a constant; None when it is computed or, see `external_data`, cannot be read."""
     found = tensor(value)
     if found is None:
         return None
@@ -151,7 +151,17 @@ def load(path: Path) -> ir.Model:
         raise GraphError(f"{path}: not an ONNX graph, or damaged ({_first_line(cause)}).") from cause
     if not model.graph.outputs or not (len(model.graph) or model.graph.inputs):
         raise GraphError(f"{path}: an ONNX file without nodes and outputs; expected a graph.")
+    _check_wiring(model, path)
     return infer(model)
+
+
+def _check_wiring(model: ir.Model, path: Path) -> None:
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            made = value is None or value.producer() or value.is_graph_input() or value.is_initializer()
+            if not made:
+                reader = f"{value.name} is read by {node.op_type} and made nowhere"
+                raise GraphError(f"{path}: {reader}; a whole graph was expected. Export it again.")
 
 
 def infer(model: ir.Model) -> ir.Model:

@@ -27,7 +27,7 @@ RULES: tuple[Rule, ...] = (
     operators.opset,
     operators.operators,
     operators.types,
-    quantization.pairs,
+    quantization.qdq_pairs,
     quantization.scales,
     quantization.zero_points,
     quantization.granularity,
