@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from edgevlm_deploy.lint.subject import ONNX_DOMAINS, Finding, Subject, error, name_of, warning
+from edgevlm_deploy.lint.subject import ONNX_DOMAINS, Finding, Subject, array, error, name_of, tensor, warning
 
 TYPE_NAMES = {
     ir.DataType.FLOAT: "FP32",
@@ -100,6 +100,55 @@ def _refusal(subject: Subject, domain: str, op_type: str) -> str | None:
         f"{domain}::{op_type} is a custom operator; {release} builds it only with a plugin of that name, "
         "which edgevlm does not ship. Express it in standard ONNX."
     )
+
+
+def restrictions(subject: Subject) -> Iterator[Finding]:
+    """The column "Restrictions" of operators.md, as far as transformers meet it; one finding per sentence."""
+    seen = set()
+    for node in subject.nodes:
+        known = node.domain in ONNX_DOMAINS and node.op_type in subject.generation.operators
+        sentence = _restriction(node) if known else None
+        if sentence is not None and sentence not in seen:
+            seen.add(sentence)
+            yield error("restrictions", name_of(node), f"{node.op_type} {sentence}")
+
+
+def _restriction(node: ir.Node) -> str | None:
+    """What of `node` the parser does not implement, as the rest of a sentence."""
+    given = [value is not None and bool(value.name) for value in node.inputs]
+    made = [bool(value.name) for value in node.outputs]
+    rank = len(shape) if given and given[0] and (shape := node.inputs[0].shape) is not None else None
+    match node.op_type:
+        case "Attention" if any(given[4:]) or any(made[1:]):
+            return "with past or present keys and values; expected the whole keys and values. Concatenate before."
+        case "Attention" if "softcap" in node.attributes and node.attributes["softcap"].as_float():
+            return "with softcap, which is not supported. Export plain operators."
+        case "Attention" | "TensorScatter" if rank not in (None, 4):
+            return f"of rank {rank}; expected [batch, heads, tokens, head size]. Reshape before it."
+        case "TensorScatter" if "axis" in node.attributes and node.attributes["axis"].as_int() not in (-2, 2):
+            return "along another axis than tokens; expected axis -2."
+        case "LayerNormalization" | "MaxPool" if any(made[1:]):
+            return "with a second output, which is not supported. Export without it."
+        case "TopK" if (
+            len(given) > 1 and (k := array(node.inputs[1])) is not None and k.size and int(k.flat[0]) >= 3840
+        ):
+            return f"with k = {int(k.flat[0]):,}; expected fewer than 3,840."
+        case "Resize" if "mode" in node.attributes and node.attributes["mode"].as_string() not in (
+            "nearest",
+            "linear",
+        ):
+            return f"of mode {node.attributes['mode'].as_string()}; expected nearest or linear."
+        case "Resize" if "antialias" in node.attributes and node.attributes["antialias"].as_int():
+            return "with antialiasing, which is not supported. Resize the picture before the graph."
+        case name if (
+            name.startswith("Reduce") and len(given) > 1 and given[1] and tensor(node.inputs[1]) is None
+        ):
+            return "over computed axes; expected a constant."
+        case "ScatterND" if (
+            "reduction" in node.attributes and node.attributes["reduction"].as_string() != "none"
+        ):
+            return "with a reduction, which is not supported."
+    return None
 
 
 def types(subject: Subject) -> Iterator[Finding]:

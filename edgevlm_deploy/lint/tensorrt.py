@@ -26,6 +26,7 @@ except ModuleNotFoundError as missing:
 RULES: tuple[Rule, ...] = (
     operators.opset,
     operators.operators,
+    operators.restrictions,
     operators.types,
     quantization.qdq_pairs,
     quantization.scales,

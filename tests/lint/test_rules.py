@@ -124,6 +124,45 @@ def test_operators_of_onnx_runtime_and_of_plugins_are_told_apart(lint: Lint) -> 
     assert "only with a plugin" in finding.message
 
 
+@pytest.mark.parametrize(
+    ("graph", "opset", "sentence"),
+    [
+        (
+            "g (float[1, 2, 3, 4] q, float[1, 2, 5, 4] p) => (float[1, 2, 3, 4] y) "
+            "{ y = Attention(q, q, q, , p, p) }",
+            23,
+            "Attention with past or present keys",
+        ),
+        ("g (float[1, 3, 8] q) => (float[1, 3, 8] y) { y = Attention(q, q, q) }", 23, "Attention of rank 3"),
+        (
+            "g (float[2, 4] x) => (float[2, 4] y, float[2, 1] m) <float[4] w = {1, 1, 1, 1}> "
+            "{ y, m = LayerNormalization(x, w) }",
+            20,
+            "LayerNormalization with a second output",
+        ),
+        (
+            "g (float[5000] x) => (float[4000] v, int64[4000] i) <int64[1] k = {4000}> { v, i = TopK(x, k) }",
+            20,
+            "TopK with k = 4,000; expected fewer than 3,840",
+        ),
+        (
+            "g (float[1, 1, 2, 2] x) => (float[1, 1, 4, 4] y) <float[4] s = {1, 1, 2, 2}> "
+            '{ y = Resize <mode = "cubic"> (x, , s) }',
+            20,
+            "Resize of mode cubic",
+        ),
+        (
+            "g (float[2, 2] x, int64[1] a) => (float[n, m] y) { y = ReduceMean(x, a) }",
+            20,
+            "over computed axes",
+        ),
+    ],
+)
+def test_restrictions(lint: Lint, graph: str, opset: int, sentence: str) -> None:
+    found = [one for one in lint(graph, board("10.16.2"), opset=opset).findings if one.rule == "restrictions"]
+    assert any(sentence in one.message for one in found)
+
+
 def test_types(lint: Lint) -> None:
     finding = only(lint("g (int32[2, 2] x) => (int32[2, 2] y) { y = MatMul(x, x) }"))
     assert finding.rule == "types" and "MatMul of INT32 (x)" in finding.message
