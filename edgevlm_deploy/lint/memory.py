@@ -16,7 +16,7 @@ from math import ceil
 
 import onnx_ir as ir
 
-from edgevlm_deploy.lint.subject import Finding, Subject, error, infer, warning
+from edgevlm_deploy.lint.subject import Finding, Subject, error, infer, tensor, warning
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ def estimate(subject: Subject) -> Memory:
     weights = {id(value): value for value in graph.initializers.values()}
     ends = [value for value in ends if id(value) not in weights]
     sizes = {id(value): _bytes(value) for node in graph for value in node.outputs}
+    constants = [one.nbytes for node in graph if (one := tensor(node.outputs[0])) is not None]
     return Memory(
-        weights_bytes=sum(_bytes(value) or 0 for value in weights.values()),
+        weights_bytes=sum(_bytes(value) or 0 for value in weights.values()) + sum(constants),
         inputs_outputs_bytes=sum(_bytes(value) or 0 for value in ends),
         activations_bytes=_peak(graph, sizes),
         unknown=_unknown([*sizes.values(), *map(_bytes, graph.inputs)]),

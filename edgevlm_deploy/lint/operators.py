@@ -115,38 +115,32 @@ def restrictions(subject: Subject) -> Iterator[Finding]:
 
 def _restriction(node: ir.Node) -> str | None:
     """What of `node` the parser does not implement, as the rest of a sentence."""
+    settings = {name: attribute.value for name, attribute in node.attributes.items()}
     given = [value is not None and bool(value.name) for value in node.inputs]
-    made = [bool(value.name) for value in node.outputs]
-    rank = len(shape) if given and given[0] and (shape := node.inputs[0].shape) is not None else None
+    more_outputs = any(value.name for value in node.outputs[1:])
+    data = node.inputs[0] if given else None
+    rank = None if data is None or data.shape is None else len(data.shape)
+    second = node.inputs[1] if len(given) > 1 else None
     match node.op_type:
-        case "Attention" if any(given[4:]) or any(made[1:]):
-            return "with past or present keys and values; expected the whole keys and values. Concatenate before."
-        case "Attention" if "softcap" in node.attributes and node.attributes["softcap"].as_float():
+        case "Attention" if any(given[4:]) or more_outputs:
+            return "with past or present keys and values; expected whole ones. Concatenate before it."
+        case "Attention" if settings.get("softcap"):
             return "with softcap, which is not supported. Export plain operators."
         case "Attention" | "TensorScatter" if rank not in (None, 4):
             return f"of rank {rank}; expected [batch, heads, tokens, head size]. Reshape before it."
-        case "TensorScatter" if "axis" in node.attributes and node.attributes["axis"].as_int() not in (-2, 2):
+        case "TensorScatter" if settings.get("axis", -2) not in (-2, 2):
             return "along another axis than tokens; expected axis -2."
-        case "LayerNormalization" | "MaxPool" if any(made[1:]):
+        case "LayerNormalization" | "MaxPool" if more_outputs:
             return "with a second output, which is not supported. Export without it."
-        case "TopK" if (
-            len(given) > 1 and (k := array(node.inputs[1])) is not None and k.size and int(k.flat[0]) >= 3840
-        ):
-            return f"with k = {int(k.flat[0]):,}; expected fewer than 3,840."
-        case "Resize" if "mode" in node.attributes and node.attributes["mode"].as_string() not in (
-            "nearest",
-            "linear",
-        ):
-            return f"of mode {node.attributes['mode'].as_string()}; expected nearest or linear."
-        case "Resize" if "antialias" in node.attributes and node.attributes["antialias"].as_int():
+        case "TopK" if (k := array(second)) is not None and k.max(initial=0) >= 3840:
+            return f"with k = {k.max():,}; expected fewer than 3,840."
+        case "Resize" if settings.get("mode", "nearest") not in ("nearest", "linear"):
+            return f"of mode {settings['mode']}; expected nearest or linear."
+        case "Resize" if settings.get("antialias"):
             return "with antialiasing, which is not supported. Resize the picture before the graph."
-        case name if (
-            name.startswith("Reduce") and len(given) > 1 and given[1] and tensor(node.inputs[1]) is None
-        ):
+        case name if name.startswith("Reduce") and second is not None and tensor(second) is None:
             return "over computed axes; expected a constant."
-        case "ScatterND" if (
-            "reduction" in node.attributes and node.attributes["reduction"].as_string() != "none"
-        ):
+        case "ScatterND" if settings.get("reduction", "none") != "none":
             return "with a reduction, which is not supported."
     return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -106,6 +108,17 @@ def test_a_file_beyond_protobuf(tmp_path: Path) -> None:
         file.truncate(2**31)  # sparse: it takes no room on the disk
     with pytest.raises(GraphError, match=r"2,147,483,648 bytes.*save_as_external_data"):
         tensorrt.lint(path, ORIN, {})
+
+
+def test_without_onnx_the_extra_is_named() -> None:
+    program = (
+        "import sys; sys.modules['onnx_ir'] = None\n"
+        "from edgevlm_deploy.errors import MissingExtraError\n"
+        "try:\n    from edgevlm_deploy.lint import tensorrt\n"
+        "except MissingExtraError as error:\n    print(error)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "pip install 'edgevlm[compile]'" in shown
 
 
 def test_no_file_and_no_tensorrt(graph: Path) -> None:

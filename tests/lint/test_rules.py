@@ -372,6 +372,18 @@ def test_memory(lint: Lint) -> None:
     assert lint(text, profiles=BATCH).findings == ()
 
 
+def test_constants_count_as_weights(lint: Lint) -> None:
+    report = lint("""
+        g (float[4] x) => (float[4] y) {
+            c = Constant <value = float[4] {1, 2, 3, 4}> ()
+            d = Neg(c)
+            y = Add(x, d)
+        }
+    """)
+    assert report.findings == ()
+    assert (report.memory.weights_bytes, report.memory.activations_bytes) == (16, 0)
+
+
 def test_a_size_that_cannot_be_inferred_makes_the_estimate_a_lower_bound(lint: Lint) -> None:
     report = lint("g (float[2] x) => (float[2] y) { a = mine.Thing(x)  y = Relu(a) }", domains=', "mine" : 1')
     assert report.memory.unknown == 1
