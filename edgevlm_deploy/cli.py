@@ -14,10 +14,11 @@ import typer
 from edgevlm_deploy.errors import EXIT_INTERRUPTED, EdgeVlmError
 
 EPILOG = (
-    "Exit codes: 0 passed · 3 a gate failed · 4 inconclusive, more items needed · 2 wrong command line · "
+    "Exit codes: 0 passed · 3 a gate failed · 4 inconclusive, more items needed · 5 lint found errors · "
+    "2 wrong command line · "
     "10 recipe or target file · 11 not found · 12 plan · 13 checkpoint · 14 data · 15 missing extra · "
-    "16 quantiser · 17 export · 20 bundle · 21 image · 22 prompt · 23 runtime missing · 24 execution · "
-    "25 storage · 130 interrupted · 1 a defect in edgevlm."
+    "16 quantiser · 17 export · 18 no ONNX graph · 20 bundle · 21 image · 22 prompt · 23 runtime missing · "
+    "24 execution · 25 storage · 130 interrupted · 1 a defect in edgevlm."
 )
 
 app = typer.Typer(
@@ -199,6 +200,45 @@ def report(
     from edgevlm_deploy import validation
 
     typer.echo(validation.report_of(bundle, html))
+
+
+@app.command(epilog="Example: edgevlm lint decoder.onnx --target orin --profile tokens=1:1:512")
+def lint(
+    graph: Annotated[Path, typer.Argument(help="An ONNX file; weights in other files stay beside it.")],
+    target: Annotated[str, typer.Option(help="Name of a target with TensorRT, or a YAML file.")],
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="INPUT=MIN:OPT:MAX with shapes such as 4x3x512x512, or SYMBOL=MIN:OPT:MAX for a dynamic "
+            "size wherever it stands; may be given again."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check GRAPH against what TensorRT takes on a board; no TensorRT is needed."""
+    from edgevlm_deploy import resources
+    from edgevlm_deploy.lint import tensorrt
+    from edgevlm_deploy.report import terminal
+
+    profiles = dict(_profile(one) for one in profile or [])
+    report = tensorrt.lint(graph, resources.target(target), profiles)
+    _print(report.to_json(), as_json, terminal.lint_table(report))
+    raise typer.Exit(report.exit_code)
+
+
+def _profile(text: str) -> tuple[str, Any]:
+    from edgevlm_deploy.lint.subject import Profile
+
+    name, _, shapes = text.rpartition("=")
+    try:
+        low, usual, high = (tuple(map(int, shape.split("x"))) for shape in shapes.split(":"))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: expected INPUT=MIN:OPT:MAX, for example "
+            "pixel_values=1x3x512x512:4x3x512x512:17x3x512x512",
+            param_hint="--profile",
+        ) from None
+    return name, Profile(low, usual, high)
 
 
 def _finish(validation: Any, as_json: bool) -> None:

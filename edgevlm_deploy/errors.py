@@ -9,9 +9,11 @@
     ├── MissingExtraError    15   an optional dependency is not installed
     ├── QuantizationError    16   the quantiser did not deliver what was asked for
     ├── ExportError          17   an exported graph disagrees with the quantised model
+    ├── GraphError           18   a file that was to be linted holds no ONNX graph
     └── the device's errors  20…  see `edgevlm_runner.errors`
 
-Verdicts are not errors but have exit codes too: 0 passed, 3 gates failed, 4 inconclusive.
+Verdicts are not errors but have exit codes too: 0 passed, 3 gates failed, 4 inconclusive; 5 the linter found
+errors in a graph.
 2 is a wrong command line, 130 an interrupt.
 """
 
@@ -35,6 +37,7 @@ __all__ = [
     "EdgeVlmError",
     "ExecutionError",
     "ExportError",
+    "GraphError",
     "ImageError",
     "MissingExtraError",
     "NotFoundError",
@@ -48,6 +51,7 @@ __all__ = [
 EXIT_PASSED = 0
 EXIT_GATES_FAILED = 3
 EXIT_INCONCLUSIVE = 4
+EXIT_LINT_FAILED = 5
 EXIT_INTERRUPTED = 130
 
 
@@ -81,3 +85,7 @@ class QuantizationError(EdgeVlmError):
 
 class ExportError(EdgeVlmError):
     exit_code = 17
+
+
+class GraphError(EdgeVlmError):
+    exit_code = 18

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("compile", "validate", "run", "targets", "recipes", "schema", "inspect", "report")
+COMMANDS = ("compile", "validate", "run", "targets", "recipes", "schema", "inspect", "report", "lint")
 
 
 def edgevlm(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -57,6 +57,9 @@ def test_tables_for_people_and_json_for_machines() -> None:
         (("compile", "demo", "--target", "host-cpu", "--data", "nowhere.jsonl"), 11, "nowhere.jsonl"),
         (("validate", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("compile", "demo"), 2, "--target"),
+        (("lint", "nowhere.onnx", "--target", "orin"), 11, "nowhere.onnx"),
+        (("lint", "nowhere.onnx", "--target", "host-cpu"), 12, "host-cpu has no TensorRT"),
+        (("lint", "nowhere.onnx", "--target", "orin", "--profile", "x=1:2"), 2, "expected INPUT=MIN:OPT:MAX"),
     ],
 )
 def test_mistakes_get_a_sentence_and_their_exit_code(
@@ -76,3 +79,20 @@ def test_an_unknown_key_in_a_recipe_is_named(tmp_path: Path) -> None:
     done = edgevlm("compile", "demo", "--target", "host-cpu", "--recipe", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 10
     assert "mine.yaml" in done.stderr and "speed: unknown key" in done.stderr
+
+
+def test_lint_gives_a_table_json_and_its_own_exit_code(tmp_path: Path) -> None:
+    import onnx
+
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[n, 2] x) => (float[n, 2] y) { y = Relu(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "relu.onnx")
+    dynamic = edgevlm("lint", "relu.onnx", "--target", "orin", cwd=tmp_path)
+    assert dynamic.returncode == 5
+    assert "profiles" in dynamic.stdout and "Add for example --profile n=1:1:8" in dynamic.stdout
+    assert "relu.onnx does not fit TensorRT 10.3 on orin: 1 error, 1 warning" in dynamic.stdout
+    arguments = ("relu.onnx", "--target", "orin", "--profile", "n=1:1:8")
+    assert "relu.onnx fits TensorRT 10.3 on orin" in edgevlm("lint", *arguments, cwd=tmp_path).stdout
+    clean = edgevlm("lint", *arguments, "--json", cwd=tmp_path)
+    assert clean.returncode == 0
+    found = json.loads(clean.stdout)
+    assert found["findings"] == [] and found["memory_estimate"]["total_bytes"] == 128

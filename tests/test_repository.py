@@ -42,6 +42,7 @@ def test_exit_codes_are_unique_and_documented() -> None:
         errors.EXIT_PASSED,
         errors.EXIT_GATES_FAILED,
         errors.EXIT_INCONCLUSIVE,
+        errors.EXIT_LINT_FAILED,
         errors.EXIT_INTERRUPTED,
     ]
     everything = [*codes, *verdicts, 2]

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevlm_runner.bundle import Bundle
 
@@ -16,6 +16,9 @@ from edgevlm_deploy.report import inventory
 from edgevlm_deploy.report.outcome import headline, why
 from edgevlm_deploy.report.quantity import Unit, limit, measured, quantity
 from edgevlm_deploy.verdict import GateResult, Outcome, Verdict
+
+if TYPE_CHECKING:  # it reads ONNX, which a device does not have
+    from edgevlm_deploy.lint.tensorrt import Report
 
 WIDTH = 200
 """Columns when standard output is a file or a pipe: nothing is wrapped that a program may read."""
@@ -72,6 +75,32 @@ def _status(gate: GateResult) -> str:
 def _sentence(validation: Validation) -> str:
     sealed = "Sealed." if validation.sealed else "Not sealed."
     return f"{headline(validation.verdict)}: {why(validation.verdict)} {sealed}"
+
+
+def lint_table(report: Report) -> str:
+    """One row a finding, then the outcome in one sentence."""
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"error": "bold red", "warning": "yellow"}
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in ("severity", "rule", "where", "finding"):
+        table.add_column(column, no_wrap=column in ("severity", "rule"), overflow="fold")
+    for one in report.findings:
+        severity = one.severity.value
+        table.add_row(Text(severity, styles[severity]), one.rule, Text(one.where), Text(one.message))
+    warnings = len(report.findings) - report.errors
+    sentence = (
+        f"{report.path} {'does not fit' if report.errors else 'fits'} TensorRT {report.release} on "
+        f"{report.target.name}: {_count(report.errors, 'error')}, {_count(warnings, 'warning')}; it needs at "
+        f"least about {quantity(report.memory.total_bytes, Unit.BYTES)}."
+    )
+    parts = [table, Text("")] if report.findings else []
+    return _rendered(*parts, Text(sentence, "bold red" if report.errors else "green"))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def summary(bundle: Bundle) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import pytest
 from edgevlm_runner.contract import ModelSpec, to_json
 from edgevlm_runner.inputs import Inputs
 
-from edgevlm_deploy import backends
+from edgevlm_deploy import backends, resources
 from edgevlm_deploy.backends import onnxruntime
 from edgevlm_deploy.errors import ExportError, PlanError
 from edgevlm_deploy.export import graph
+from edgevlm_deploy.lint import tensorrt
 from edgevlm_deploy.quantize import uniform
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
@@ -91,6 +92,23 @@ def test_norms_and_rotary_embeddings_are_fused(compiled: Any, spec: ModelSpec) -
     assert counted.count("SimplifiedLayerNormalization") == 2 * spec.layers + 1
     assert counted.count("GroupQueryAttention") == spec.layers
     assert not {"Pow", "Cos", "Sin", "Neg"} & set(counted)
+
+
+def test_the_linter_says_that_tensorrt_cannot_take_these_graphs(compiled: Any, spec: ModelSpec) -> None:
+    orin = resources.target("orin")
+    for path, operator in (
+        (spec.graphs["decoder"], "GroupQueryAttention"),
+        (spec.graphs["embedding"], "Gather"),
+    ):
+        report = tensorrt.lint(compiled.root / path, orin, {})
+        assert report.exit_code == 5
+        assert any(operator in one.message for one in report.findings)
+    vision = tensorrt.lint(compiled.root / spec.graphs["vision_encoder"], orin, {})
+    sentences = [one.message for one in vision.findings if one.rule == "operators"]
+    assert any(
+        "com.microsoft::MatMulIntegerToFloat is ONNX Runtime's own operator" in one for one in sentences
+    )
+    assert all("compile the model for orin" in one for one in sentences)
 
 
 def test_graphs_hold_no_traces_of_this_machine(compiled: Any, spec: ModelSpec) -> None:
