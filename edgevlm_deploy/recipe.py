@@ -73,6 +73,8 @@ class GateName(str, Enum):
     RELATIVE_ROBUSTNESS = "relative_robustness"
     CORRUPTED_ACCURACY = "corrupted_accuracy"
     ROBUSTNESS_GAP = "robustness_gap"
+    CORRUPTED_DIVERGENCE_RATE = "corrupted_divergence_rate"
+    CORRUPTED_NEGATIVE_FLIP_RATE = "corrupted_negative_flip_rate"
     ECE = "ece"
     ECE_INCREASE = "ece_increase"
     TIME_TO_FIRST_TOKEN_MS_P95 = "time_to_first_token_ms_p95"
