@@ -9,6 +9,7 @@
     ├── MissingExtraError    15   an optional dependency is not installed
     ├── QuantizationError    16   the quantiser did not deliver what was asked for
     ├── ExportError          17   an exported graph disagrees with the quantised model
+    ├── DeviceError          18   a device that cannot be reached, lacks Python or went silent
     └── the device's errors  20…  see `edgevlm_runner.errors`
 
 Verdicts are not errors but have exit codes too: 0 passed, 3 gates failed, 4 inconclusive.
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DeviceError",
     "EdgeVlmError",
     "ExecutionError",
     "ExportError",
@@ -81,3 +83,7 @@ class QuantizationError(EdgeVlmError):
 
 class ExportError(EdgeVlmError):
     exit_code = 17
+
+
+class DeviceError(EdgeVlmError):
+    exit_code = 18
