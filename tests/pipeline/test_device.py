@@ -48,6 +48,34 @@ for source in sources:
     shutil.copy(source, target)
 """
 
+SSH = """#!/bin/sh
+[ "$1 $2 $3" = "-o BatchMode=yes board" ] || exit 255
+cd {disk} && exec sh -c "$4"
+"""
+SCP = """#!/bin/sh
+[ "$1 $2 $3" = "-q -o BatchMode=yes" ] || exit 255
+shift 3
+for path; do
+    shift
+    case $path in board:*) path={disk}/${{path#board:}} ;; /*) ;; *) exit 1 ;; esac
+    set -- "$@" "$path"
+done
+exec cp "$@"
+"""
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that is the home of a board behind stand-ins for `ssh` and `scp`."""
+    disk, tools = tmp_path / "board", tmp_path / "tools"
+    disk.mkdir()
+    tools.mkdir()
+    for name, text in (("ssh", SSH), ("scp", SCP)):
+        (tools / name).write_text(text.format(disk=disk))
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    return disk
+
 
 @pytest.fixture
 def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -67,7 +95,7 @@ def bundle(compiled: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(compiled, tmp_path / compiled.name))
 
 
-def adb(name: str = "adb:PHONE", python: str = sys.executable, silence_s: float = 120.0) -> Device:
+def on(name: str = "adb:PHONE", python: str = sys.executable, silence_s: float = 120.0) -> Device:
     return device.named(name, python, silence_s)
 
 
@@ -77,7 +105,7 @@ def calls(phone: Path, verb: str) -> list[list[str]]:
 
 
 def test_the_bundle_is_copied_run_there_judged_here_and_sealed(phone: Path, bundle: Path) -> None:
-    done = validation.validate(bundle, False, Silent(), adb())
+    done = validation.validate(bundle, False, Silent(), on())
     assert done.verdict.outcome is Outcome.PASS and done.sealed
     (folder,) = (phone / "edgevlm").iterdir()
     assert open_bundle(folder / "bundle").digest == open_bundle(bundle).digest
@@ -91,8 +119,15 @@ def test_the_bundle_is_copied_run_there_judged_here_and_sealed(phone: Path, bund
     }
 
 
+def test_the_same_through_ssh(board: Path, bundle: Path) -> None:
+    done = validation.validate(bundle, False, Silent(), on("ssh:board"))
+    assert done.sealed
+    (folder,) = (board / ".cache" / "edgevlm-device").iterdir()
+    assert json.loads((folder / "evidence" / "evidence.json").read_text()) == done.evidence
+
+
 def test_what_lies_there_is_not_copied_again_and_damage_is(phone: Path, bundle: Path) -> None:
-    validation.validate(bundle, False, Silent(), adb())
+    validation.validate(bundle, False, Silent(), on())
     assert (
         sum(len(words) - 2 for words in calls(phone, "push"))
         == len(open_bundle(bundle).manifest["files"]) + 1
@@ -101,14 +136,14 @@ def test_what_lies_there_is_not_copied_again_and_damage_is(phone: Path, bundle: 
     (folder,) = (phone / "edgevlm").iterdir()
     (folder / "bundle" / "items.jsonl").write_text("{}\n")
     (folder / "bundle" / "gates.json").unlink()
-    validation.validate(bundle, False, Silent(), adb())
+    validation.validate(bundle, False, Silent(), on())
     (pushed,) = calls(phone, "push")
     assert sorted(Path(name).name for name in pushed[1:-1]) == ["gates.json", "items.jsonl"]
 
 
 def test_a_run_that_was_cut_off_goes_on(phone: Path, bundle: Path) -> None:
     """The answers that the device has already are kept: one of them, changed here, comes back changed."""
-    validation.validate(bundle, False, Silent(), adb())
+    validation.validate(bundle, False, Silent(), on())
     (folder,) = (phone / "edgevlm").iterdir()
     evidence = json.loads((folder / "evidence" / "evidence.json").read_text())
     origin = {key: evidence[key] for key in ("format_version", "bundle", "runtime", "threads")}
@@ -117,7 +152,7 @@ def test_a_run_that_was_cut_off_goes_on(phone: Path, bundle: Path) -> None:
     (folder / "evidence" / "answers.partial.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows)
     )
-    validation.validate(bundle, False, Silent(), adb())
+    validation.validate(bundle, False, Silent(), on())
     answers = bundle.with_suffix(".evidence") / "answers.jsonl"
     assert json.loads(answers.read_text().splitlines()[0])["text"] == "kept"
 
@@ -125,9 +160,9 @@ def test_a_run_that_was_cut_off_goes_on(phone: Path, bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: adb("adb:OTHER"), "'OTHER' not found .*`adb devices`"),
-        (lambda: adb("usb"), "'usb' is no device; expected adb, adb:SERIAL or ssh"),
-        (lambda: adb(python="python3.99"), "no Python at 'python3.99' .*docs/devices.md"),
+        (lambda: on("adb:OTHER"), "'OTHER' not found .*`adb devices`"),
+        (lambda: on("usb"), "'usb' is no device; expected adb, adb:SERIAL or ssh"),
+        (lambda: on(python="python3.99"), "no Python at 'python3.99' .*docs/devices.md"),
     ],
 )
 def test_a_device_that_cannot_run_it_is_a_sentence(
@@ -152,7 +187,7 @@ def test_what_adb_complains_of_is_passed_on_with_a_way_out(
 ) -> None:
     monkeypatch.setenv(f"ADB_{verb}", said)
     with pytest.raises(DeviceError, match=message):
-        validation.validate(bundle, False, Silent(), adb())
+        validation.validate(bundle, False, Silent(), on())
     assert open_bundle(bundle).seal is None
 
 
@@ -161,7 +196,7 @@ def test_a_python_without_the_packages_is_told_which(phone: Path, bundle: Path, 
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     bare.chmod(0o755)
     with pytest.raises(DeviceError, match="lacks numpy, Pillow, tokenizers, onnxruntime"):
-        validation.validate(bundle, False, Silent(), adb(python=str(bare)))
+        validation.validate(bundle, False, Silent(), on(python=str(bare)))
 
 
 def wrapped(tmp_path: Path, instead: str) -> str:
@@ -184,13 +219,13 @@ def test_a_runner_that_fails_there(
     phone: Path, bundle: Path, tmp_path: Path, instead: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        validation.validate(bundle, False, Silent(), adb(python=wrapped(tmp_path, instead)))
+        validation.validate(bundle, False, Silent(), on(python=wrapped(tmp_path, instead)))
 
 
 def test_a_silent_device_is_given_up_and_its_runner_ended(phone: Path, bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no sign of life for 2 seconds"):
         validation.validate(
-            bundle, False, Silent(), adb(python=wrapped(tmp_path, "exec sleep 600"), silence_s=2)
+            bundle, False, Silent(), on(python=wrapped(tmp_path, "exec sleep 600"), silence_s=2)
         )
     (folder,) = (phone / "edgevlm").iterdir()
     process = Path("/proc") / (folder / "pid").read_text().strip()
