@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -155,7 +156,7 @@ def follow(command: Sequence[str], watch: Watcher, to: Device | None = None) -> 
     silence_s = to.silence_s if to else None
     where = f"{to.name}: " if to else ""
     lines: queue.Queue[str | None] = queue.Queue()
-    said: list[str] = []
+    said: deque[str] = deque(maxlen=LAST_WORDS)
     answered = 0
     process = subprocess.Popen(
         command,
@@ -184,7 +185,7 @@ def follow(command: Sequence[str], watch: Watcher, to: Device | None = None) -> 
         process.kill()
         process.wait()
     if code:
-        words = "".join(said[-LAST_WORDS:]).strip().removeprefix("error: ")
+        words = "".join(said).strip().removeprefix("error: ")
         kind = _RUNNER_ERRORS.get(code, DeviceError if to else EdgeVlmError)
         raise kind(where + (words or f"the runner ended with exit code {code} and no message"))
 
@@ -206,7 +207,7 @@ def _answered(line: str) -> int | None:
 
 
 def _check_python(to: Device, runtime: str) -> None:
-    modules = ["numpy", "PIL", "tokenizers", _MODULES[runtime]]
+    modules = ["numpy", "PIL", "tokenizers", _MODULES.get(runtime, runtime)]
     command = shlex.join([to.python, "-c", _PROBE, *modules])
     done = _call(to, [*to.shell, command], COMMAND_TIMEOUT_S)
     try:
@@ -274,8 +275,12 @@ def _stopped_on_failure(to: Device, folder: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # The number may belong to another process by now.
+        stop = (
+            f"pid=$(cat {shlex.quote(folder)}/pid) && grep -q edgevlm_runner /proc/$pid/cmdline && kill $pid"
+        )
         with contextlib.suppress(DeviceError):
-            _call(to, [*to.shell, f"kill $(cat {shlex.quote(folder)}/pid)"], COMMAND_TIMEOUT_S)
+            _call(to, [*to.shell, stop], COMMAND_TIMEOUT_S)
         raise
 
 
