@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench schemas clean
+.PHONY: demo test lint bench device-arm64 schemas clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgevlm compile demo --target host-cpu
@@ -23,6 +23,19 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# The same bundles here and on an emulated ARM64 machine; docs/arm64.md says what is needed.
+BUNDLES ?= build/demo-host-cpu.edgevlm build/demo-host-cpu-int8.edgevlm
+EVERY ?= 5
+
+device-arm64: $(INSTALLED) $(BUNDLES)
+	$(BIN)/python tests/arm64/proof.py --every $(EVERY) $(BUNDLES)
+
+build/demo-host-cpu.edgevlm: | $(INSTALLED)
+	$(BIN)/edgevlm compile demo --target host-cpu --no-evidence
+
+build/demo-host-cpu-int8.edgevlm: | $(INSTALLED)
+	$(BIN)/edgevlm compile demo --target host-cpu --recipe int8 --no-evidence
 
 # JSON Schemas for editors; a test checks that they are up to date.
 schemas: $(INSTALLED)

@@ -17,7 +17,8 @@ EPILOG = (
     "Exit codes: 0 passed · 3 a gate failed · 4 inconclusive, more items needed · 5 lint found errors · "
     "2 wrong command line · "
     "10 recipe or target file · 11 not found · 12 plan · 13 checkpoint · 14 data · 15 missing extra · "
-    "16 quantiser · 17 export · 18 no ONNX graph · 20 bundle · 21 image · 22 prompt · 23 runtime missing · "
+    "16 quantiser · 17 export · 18 no ONNX graph · 19 device · 20 bundle · 21 image · 22 prompt · "
+    "23 runtime missing · "
     "24 execution · 25 storage · 130 interrupted · 1 a defect in edgevlm."
 )
 
@@ -92,19 +93,31 @@ def compile_(
         _finish(done, as_json)
 
 
-@app.command(epilog="Example: edgevlm validate build/demo-host-cpu.edgevlm")
+@app.command(
+    epilog="Example: edgevlm validate build/demo-host-cpu.edgevlm, or with --device adb on a phone. A device "
+    "needs Python 3.8 or later with numpy, Pillow, tokenizers and the bundle's runtime, but no edgevlm."
+)
 def validate(
     bundle: BundlePath,
+    device: Annotated[
+        str | None, typer.Option(help="Run it there: adb, adb:SERIAL or ssh:HOST. Judged and sealed here.")
+    ] = None,
+    device_python: Annotated[str, typer.Option(help="The Python on the device.")] = "python3",
+    device_timeout: Annotated[
+        float, typer.Option(help="Give up after this many seconds without a sign of life.", min=1.0)
+    ] = 1800.0,
     allow_failing: AllowFailing = False,
     junit: Annotated[Path | None, typer.Option(help="Also write the verdict as JUnit XML.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run BUNDLE on this device, judge it against its gates and seal it if all pass."""
+    """Run BUNDLE on this machine or a device, judge it against its gates and seal it if all pass."""
+    from edgevlm_deploy import device as devices
     from edgevlm_deploy import validation
     from edgevlm_deploy.progress import Progress
 
+    to = devices.named(device, device_python, device_timeout) if device else None
     with Progress(quiet=as_json) as progress:
-        done = validation.validate(bundle, allow_failing, progress)
+        done = validation.validate(bundle, allow_failing, progress, to)
     if junit is not None:
         from edgevlm_deploy.report import junit as page
 

@@ -10,6 +10,7 @@
     ├── QuantizationError    16   the quantiser did not deliver what was asked for
     ├── ExportError          17   an exported graph disagrees with the quantised model
     ├── GraphError           18   a file that was to be linted holds no ONNX graph
+    ├── DeviceError          19   a device that cannot be reached, lacks Python or went silent
     └── the device's errors  20…  see `edgevlm_runner.errors`
 
 Verdicts are not errors but have exit codes too: 0 passed, 3 gates failed, 4 inconclusive; 5 the linter found
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DeviceError",
     "EdgeVlmError",
     "ExecutionError",
     "ExportError",
@@ -89,3 +91,7 @@ class ExportError(EdgeVlmError):
 
 class GraphError(EdgeVlmError):
     exit_code = 18
+
+
+class DeviceError(EdgeVlmError):
+    exit_code = 19

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,11 @@ from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import Answer, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
-from edgevlm_deploy import bundle, errors, metrics, verdict
+from edgevlm_deploy import bundle, device, metrics, verdict
 from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.config import Frozen
-from edgevlm_deploy.errors import BundleError, EdgeVlmError
+from edgevlm_deploy.device import Device
+from edgevlm_deploy.errors import BundleError
 from edgevlm_deploy.metrics import Estimate, Metrics
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.recipe import Gate, Recipe
@@ -29,7 +28,7 @@ NOT_DEPLOYABLE = "Not deployable: sealed on request although not all gates passe
 
 @dataclass(frozen=True)
 class Validation:
-    """What became of one bundle on this machine."""
+    """What became of one bundle on the machine that its evidence names."""
 
     bundle: Path
     verdict: Verdict
@@ -52,17 +51,21 @@ class Validation:
         }
 
 
-def validate(path: Path, allow_failing: bool, watch: Watcher) -> Validation:
-    """Run the bundle on this machine in a process of its own, judge it and seal it if it passed.
+def validate(path: Path, allow_failing: bool, watch: Watcher, to: Device | None = None) -> Validation:
+    """Run the bundle in a process of its own, here or on the device `to`; judge it, seal it if it passed.
 
     `allow_failing` seals it anyway, marked as not deployable.
-    Raises BundleError and what the runner raises on the device.
+    Raises BundleError, DeviceError and what the runner raises.
     """
     watch.begin("Open bundle")
     opened = bundle.open_bundle(path)
     directory = path.with_suffix(".evidence")
-    watch.begin("Evidence", len(opened.items))
-    _run(path, directory, watch)
+    if to is None:
+        watch.begin("Evidence", len(opened.items))
+        # A process of its own: what is measured is the runner, not the compiler.
+        device.follow([sys.executable, "-m", "edgevlm_runner", str(path), "--out", str(directory)], watch)
+    else:
+        device.gather(to, opened, directory, watch)
     watch.begin("Verdict")
     judged = judge(opened, path, directory)
     sealed = judged.verdict.deployable or allow_failing
@@ -97,10 +100,14 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
         read_jsonl(directory / "answers.jsonl", Answer),
         recipe.evaluation,
     )
-    device = {**evidence["latency"], "peak_rss_bytes": evidence["peak_rss_bytes"], "bundle_bytes": size(path)}
+    measurements = {
+        **evidence["latency"],
+        "peak_rss_bytes": evidence["peak_rss_bytes"],
+        "bundle_bytes": size(path),
+    }
     gates = [Gate.model_validate(one) for one in json.loads(opened.path("gates.json").read_text())]
     floor = Estimate.model_validate(opened.manifest["reference"]["noise_floor"])
-    decided = verdict.judge(gates, measured, device, noise_floor=floor)
+    decided = verdict.judge(gates, measured, measurements, noise_floor=floor)
     write_text_atomic(directory / "metrics.json", measured.model_dump_json(indent=1) + "\n")
     write_text_atomic(directory / "verdict.json", decided.model_dump_json(indent=1) + "\n")
     return Judged(decided, measured, evidence)
@@ -144,37 +151,3 @@ def _read(cls: Any, path: Path) -> Any:
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: not a readable {cls.__name__} ({error}).") from error
-
-
-def _run(path: Path, directory: Path, watch: Watcher) -> None:
-    """`python -m edgevlm_runner` in a process of its own: what is measured is the runner, not the compiler.
-
-    Its errors come back as the same class, found by exit code.
-    """
-    command = [sys.executable, "-m", "edgevlm_runner", str(path), "--out", str(directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        complaints: list[str] = []
-        reader = threading.Thread(target=lambda: complaints.append(process.stderr.read()))  # type: ignore[union-attr]
-        reader.start()
-        try:
-            answered = 0
-            for line in process.stdout:
-                now = json.loads(line)["answered"]
-                watch.advance(now - answered)
-                answered = now
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            reader.join()
-        code = process.wait()
-    if code:
-        message = complaints[0].strip().removeprefix("error: ")
-        raise _error_of(code)(message or f"the runner ended with exit code {code}")
-
-
-def _error_of(code: int) -> type[EdgeVlmError]:
-    known = {getattr(errors, name).exit_code: getattr(errors, name) for name in errors.__all__}
-    found: type[EdgeVlmError] = known.get(code, EdgeVlmError)
-    return found
