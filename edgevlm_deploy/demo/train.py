@@ -147,7 +147,7 @@ def _learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 class _Optimiser:
     """Muon for the matrices inside the two transformers, AdamW for the rest; warm-up, then cosine.
 
-    With AdamW alone the model needs more than twice the time to find that a word names something seen.
+    AdamW alone needs many more steps until the model finds that a word names something seen.
     Gradients are clipped to norm 1.
     """
 
