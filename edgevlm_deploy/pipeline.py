@@ -261,7 +261,7 @@ def _graphs(job: Job, items: Items, quantized: Path) -> Path:
         "packages": _versions(PACKAGES),
     }
     job.watch.begin("Export")
-    compile_graphs = backends.compiler(job.plan.target.backend)
+    compile_graphs = backends.compiler(job.plan)
 
     def export(out: Path) -> None:
         tokenizer = load_tokenizer(job.source.tokenizer)

@@ -6,6 +6,7 @@ toolchain wants quantisation and export in another order. What they share is wha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy.errors import PlanError
+from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.target import Backend
 
@@ -24,6 +26,7 @@ GRAPH_NAMES = {
         "embedding": "graphs/embedding.onnx",
         "decoder": "graphs/decoder.onnx",
     },
+    Backend.LITERT: {"model": "graphs/model.tflite"},
 }
 
 
@@ -68,9 +71,11 @@ def graph_names(backend: Backend) -> dict[str, str]:
     return dict(GRAPH_NAMES[backend])
 
 
-def compiler(backend: Backend) -> Compile:
-    """The backend's `compile`. Raises PlanError for a backend without one here."""
-    graph_names(backend)
-    from edgevlm_deploy.backends import onnxruntime
+def compiler(plan: Plan) -> Compile:
+    """The `compile` of the target's backend. Raises PlanError for a backend without one here."""
+    graph_names(plan.target.backend)
+    from edgevlm_deploy.backends import litert, onnxruntime
 
+    if plan.target.backend is Backend.LITERT:
+        return functools.partial(litert.compile, plan=plan)
     return onnxruntime.compile
