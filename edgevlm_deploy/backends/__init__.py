@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.inputs import Inputs
 
-from edgevlm_deploy.errors import PlanError
+from edgevlm_deploy.errors import MissingExtraError, PlanError
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.target import Backend
@@ -28,6 +29,12 @@ GRAPH_NAMES = {
     },
     Backend.LITERT: {"model": "graphs/model.tflite"},
 }
+
+PACKAGES: Mapping[Backend, tuple[str, ...]] = {
+    Backend.ONNXRUNTIME: (),
+    Backend.LITERT: ("litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
+}
+"""What a backend needs besides the extra `compile`: its own extra has the backend's name."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,16 @@ def graph_names(backend: Backend) -> dict[str, str]:
         offered = ", ".join(one.value for one in GRAPH_NAMES)
         raise PlanError(f"The target's backend {backend.value} is not offered by this version; {offered} is.")
     return dict(GRAPH_NAMES[backend])
+
+
+def require_packages(backend: Backend) -> None:
+    """Raises MissingExtraError before anything is computed in vain."""
+    missing = [name for name in PACKAGES[backend] if not list(metadata.distributions(name=name))]
+    if missing:
+        raise MissingExtraError(
+            f"Compiling for {backend.value} needs {', '.join(missing)}: "
+            f"pip install 'edgevlm[compile,{backend.value}]'"
+        )
 
 
 def compiler(plan: Plan) -> Compile:

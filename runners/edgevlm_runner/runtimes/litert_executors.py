@@ -5,7 +5,9 @@ Both take arrays and return the one output that is not part of the KV cache.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
@@ -35,6 +37,10 @@ def open_executor(
     Raises RuntimeUnavailable without any LiteRT package, ExecutionError when it refuses the file."""
     interpreter, package, has_compiled_model = _import_litert()
     try:
+        with _silence():
+            interpreter(
+                model_path=str(path)
+            )  # checks the whole file; CompiledModel crashes on a truncated one
         if in_place and has_compiled_model:
             return _Compiled(path, threads, accelerator, packed_weights)
         return _Interpreted(interpreter, package, path, threads)
@@ -48,20 +54,36 @@ class _Compiled:
     def __init__(self, path: Path, threads: int, accelerator: str, packed_weights: Optional[Path]) -> None:
         from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
+        writing = None
+        if packed_weights is not None and not packed_weights.exists():
+            writing = packed_weights.with_name(f"{packed_weights.name}.{os.getpid()}")
         cpu = HardwareAccelerator.CPU
         wanted = {"cpu": cpu, "gpu": HardwareAccelerator.GPU | cpu, "npu": HardwareAccelerator.NPU | cpu}
         options = Options(
             hardware_accelerators=wanted[accelerator],
             cpu_options=CpuOptions(
                 num_threads=threads,
-                xnnpack_weight_cache_path=str(packed_weights) if packed_weights else "",
+                xnnpack_weight_cache_path=str(writing or packed_weights or ""),
             ),
         )
         with _silence():
             self._model = CompiledModel.from_file(str(path), options=options)
-        self.signatures = {name: self._signature(name) for name in self._model.get_signature_list()}
+            self.signatures = {name: self._signature(name) for name in self._model.get_signature_list()}
+            self._write_once()
+        _silence_exit()
+        if writing is not None and packed_weights is not None and writing.exists():
+            writing.replace(packed_weights)  # complete since the model is loaded; others may start now
         self._buffers: Dict[str, Tuple[Dict[str, Any], Dict[str, Any]]] = {}
         self.versions = {"ai-edge-litert": _version("ai_edge_litert"), "executor": "CompiledModel"}
+
+    def _write_once(self) -> None:
+        """The first write to any buffer starts a second environment, with all its messages."""
+        for signature, (inputs, _) in self.signatures.items():
+            for name, shape in inputs.items():
+                if name.startswith(STATE):
+                    buffer = self._model.create_input_buffer_by_name(signature, name)
+                    buffer.write(np.zeros(shape, np.float32))
+                    return
 
     def allocate(self, signature: str) -> Dict[str, Any]:
         """Zeros: whatever else a new buffer holds could be NaN, which a mask does not hide."""
@@ -92,7 +114,7 @@ class _Compiled:
     def close(self) -> None:
         with _silence():
             self._buffers = {}
-            self._model.close()
+            self._model = None
 
     def _buffers_of(self, signature: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """Inputs and outputs besides the cache, made at first use."""
@@ -178,6 +200,13 @@ def _import_litert() -> Tuple[Any, str, bool]:
     return Interpreter, "ai_edge_litert", bool(ai_edge_litert.compiled_model)
 
 
+@functools.lru_cache(maxsize=1)
+def _silence_exit() -> None:
+    """An environment that only the process's end destroys says so, after the last word of Python."""
+    if not os.environ.get("EDGEVLM_VERBOSE"):
+        atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
+
+
 def _version(package: str) -> str:
     from importlib import metadata
 
@@ -186,10 +215,7 @@ def _version(package: str) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """LiteRT's C++ side tells on standard error which accelerators it looks for, with no switch against it.
-
-    Python's own messages would be lost as well, so nothing but the library runs inside.
-    """
+    """LiteRT's C++ side tells on standard error which accelerators it looks for, with no switch against it."""
     if os.environ.get("EDGEVLM_VERBOSE"):
         yield
         return
