@@ -48,7 +48,7 @@ def compile_recipe(directory: Path, recipe_name: str) -> dict[str, Any]:
     )
     quantised = time.perf_counter()
     sample = Inputs(tile(spec.image.tile_size), picture_prompt(spec.vocab_size, spec.image_token_id))
-    compile_graphs = backends.compiler(planned)
+    compile_graphs = backends.compiler(planned, list)
     compiled = compile_graphs(lambda: source.load(model), quantized, spec, [sample], out)
     ended = time.perf_counter()
     (out / "spec.json").write_text(json.dumps(to_json(spec)))

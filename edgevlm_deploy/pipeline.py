@@ -102,7 +102,7 @@ def compile(order: Order, watch: Watcher) -> Path:
         items = _items(job, samples.evaluation)
         answers = _reference(job, items)
         quantized = _quantized(job, calibrated)
-        exported = _graphs(job, items, quantized)
+        exported = _graphs(job, items, calibrated, quantized)
         provenance = _provenance(job, calibrated, answers, exported)
         folder = _bundle(job, order.name, items, answers, exported, provenance)
         return bundle.pack(folder, order.out / f"{order.name}{bundle.SUFFIX}")
@@ -257,7 +257,7 @@ def _quantized(job: Job, calibrated: CalibrationSet) -> Path:
     return stage(job.cache, "quantized", inputs, run)
 
 
-def _graphs(job: Job, items: Items, quantized: Path) -> Path:
+def _graphs(job: Job, items: Items, calibrated: CalibrationSet, quantized: Path) -> Path:
     """Folder with `graphs/` and `verification.json`."""
     asked = [item for item in items.rows if item.condition == CLEAN][:VERIFICATION_ITEMS]
     inputs = {
@@ -268,10 +268,12 @@ def _graphs(job: Job, items: Items, quantized: Path) -> Path:
         "packages": _compilers(job.plan),
     }
     job.watch.begin("Export")
-    compile_graphs = backends.compiler(job.plan)
+    tokenizer = load_tokenizer(job.source.tokenizer)
+    compile_graphs = backends.compiler(
+        job.plan, lambda: calibration.inputs(calibrated, job.spec, job.source.tokenizer)
+    )
 
     def export(out: Path) -> None:
-        tokenizer = load_tokenizer(job.source.tokenizer)
         samples = [from_item(item, items.root, 0, job.spec, tokenizer) for item in asked]
         made = compile_graphs(
             lambda: source.load(job.source), QuantizedModel.load(quantized), job.spec, samples, out

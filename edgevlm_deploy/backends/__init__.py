@@ -7,7 +7,7 @@ toolchain wants quantisation and export in another order. What they share is wha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -88,11 +88,14 @@ def require_packages(backend: Backend) -> None:
         )
 
 
-def compiler(plan: Plan) -> Compile:
-    """The `compile` of the target's backend. Raises PlanError for a backend without one here."""
+def compiler(plan: Plan, calibration: Callable[[], Iterable[Inputs]]) -> Compile:
+    """The `compile` of the target's backend. Raises PlanError for a backend without one here.
+
+    calibration: gives the calibration questions, to a backend that calibrates its own graphs.
+    """
     graph_names(plan.target.backend)
     from edgevlm_deploy.backends import litert, onnxruntime
 
     if plan.target.backend is Backend.LITERT:
-        return functools.partial(litert.compile, plan=plan)
+        return functools.partial(litert.compile, plan=plan, calibration=calibration)
     return onnxruntime.compile

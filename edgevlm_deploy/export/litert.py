@@ -126,8 +126,8 @@ def export(source: Any, lengths: StaticLengths, path: Path) -> None:
     signatures, StorageError when the disk does not take the file.
     """
     check_rotary(source)
-    with _library() as converter, torch.no_grad():
-        _add_signatures(converter, source, lengths)
+    with _library() as library, torch.no_grad():
+        converter = _signatures(library, source, lengths)
         with (
             attention(source.model.vision_model.config, PLAIN_ATTENTION),
             attention(source.model.text_model.config, STATIC_CACHE_ATTENTION),
@@ -167,15 +167,16 @@ def _embed_lengths(lengths: StaticLengths) -> dict[str, int]:
     return {f"embed_{tokens}": tokens for tokens in (1, *lengths.prefills)}
 
 
-def _add_signatures(converter: Any, source: Any, lengths: StaticLengths) -> None:
+def _signatures(library: Any, source: Any, lengths: StaticLengths) -> Any:
+    """A converter that knows what to convert."""
     text, side = source.config.text_config, source.config.vision_config.image_size
     pixels = torch.zeros(1, 3, side, side)
-    converter.add_signature(
+    converter = library.signature(
         "encode_image", _EncodeImage(source).eval(), sample_kwargs={"pixel_values": pixels}
     )
     for name, tokens in _embed_lengths(lengths).items():
         ids = torch.ones(1, tokens, dtype=torch.int32)
-        converter.add_signature(name, _Embed(source).eval(), sample_kwargs={"token_ids": ids})
+        converter.signature(name, _Embed(source).eval(), sample_kwargs={"token_ids": ids})
     for name, (tokens, cache) in lengths.signatures().items():
         held = torch.zeros(1, text.num_key_value_heads, cache, text.head_dim)
         arguments = {
@@ -186,24 +187,25 @@ def _add_signatures(converter: Any, source: Any, lengths: StaticLengths) -> None
         for layer in range(text.num_hidden_layers):
             arguments |= {f"kv_cache_k_{layer}": held.clone(), f"kv_cache_v_{layer}": held.clone()}
         module = _Decode(source) if tokens == 1 else _Prefill(source)
-        converter.add_signature(name, module.eval(), sample_kwargs=arguments)
+        converter.signature(name, module.eval(), sample_kwargs=arguments)
+    return converter
 
 
 @contextlib.contextmanager
 def _library() -> Iterator[Any]:
-    """An empty converter; without its log lines, prints and import-time warnings.
+    """`litert_torch`, without its log lines, prints and import-time warnings.
 
     Raises MissingExtraError when it is not installed, ExportError for what it raises itself.
     """
     with quiet.libraries(prints=True):
         try:
-            from litert_torch._convert.interface import Converter
+            import litert_torch
         except ImportError as error:
             raise MissingExtraError(
                 f"Compiling for LiteRT needs litert-torch ({error}): pip install 'edgevlm[litert]'"
             ) from error
         try:
-            yield Converter()
+            yield litert_torch
         except EdgeVlmError:
             raise
         except Exception as error:

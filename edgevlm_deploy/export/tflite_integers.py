@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import EdgeVlmError, ExportError, MissingExtraError, QuantizationError
+from edgevlm_deploy.export.tflite import LOOKUP, PRODUCTS
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
 
 BLOCKS = (32, 64, 128, 256)
-_OPERATIONS = ("FULLY_CONNECTED", "CONV_2D", "EMBEDDING_LOOKUP")
+_OPERATIONS = (*PRODUCTS, LOOKUP)
 
 Key = tuple[tuple[int, ...], str]
 """Shape and SHA-256 of float32 weights."""
@@ -63,21 +64,40 @@ def same_integers(one: QuantizedLinear, other: QuantizedLinear) -> bool:
     )
 
 
-def write(float_path: Path, table: QuantizedTable, path: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """Products that take and give integers with calibrated ranges, as an NPU wants them.
+
+    bits   module → bits of its input and output: 8 (asymmetric) or 16 (symmetric)
+    calls  signature → its inputs on real samples; read once
+    """
+
+    bits: Mapping[str, int]
+    calls: Mapping[str, Iterable[Mapping[str, Any]]]
+
+
+def write(float_path: Path, table: QuantizedTable, path: Path, calibrated: Calibrated | None = None) -> None:
     """Write to `path` the graphs of `float_path` with the table's integers and scales in them.
+
+    Without `calibrated`, inputs of products are floats that the runtime rounds while running.
 
     Raises QuantizationError for integers that a .tflite file cannot hold, ExportError when
     ai-edge-quantizer refuses the file, MissingExtraError without it. `tflite_readback` proves the result.
     """
     for name, linear in table.items():
         _check_storable(name, linear)
-    linears = {one: table[names[0]] for one, names in by_weight(table).items()}
+    bits = calibrated.bits if calibrated else {}
+    linears = {one: (table[names[0]], bits.get(names[0])) for one, names in by_weight(table).items()}
     with _library() as library:
         quantizer = library.Quantizer(str(float_path))
         for operation in _OPERATIONS:
-            quantizer.add_dynamic_config(".*", library.operation(operation), 8)
+            if calibrated and operation != LOOKUP:
+                quantizer.add_static_config(".*", library.operation(operation), 8, 8)
+            else:
+                quantizer.add_dynamic_config(".*", library.operation(operation), 8)
+        ranges = library.ranges(quantizer, float_path, calibrated.calls) if calibrated else None
         with library.materializing(lambda weight: linears.get(key(weight))):
-            made = quantizer.quantize()
+            made = quantizer.quantize(ranges)
         made.export_model(str(path), overwrite=True)
 
 
@@ -105,13 +125,26 @@ class _Library:
     uniform: Any
     casting: Any
     content: Callable[..., Any]
+    minmax: Any
+    Calibrator: Any
+    widen: Any
+
+    def ranges(self, quantizer: Any, float_path: Path, calls: Mapping[str, Iterable[Any]]) -> Any:
+        """Smallest and largest value of every tensor. The library's default is a moving average, which
+        forgets rare large activations."""
+        calibrator = self.Calibrator(str(float_path), num_threads=1, qsv_update_func=self.widen)
+        calibrator.calibrate(calls, quantizer._recipe_manager)
+        return calibrator.get_model_qsvs()
 
     def operation(self, name: str) -> Any:
         return self.types.TFLOperationName[name]
 
     @contextlib.contextmanager
-    def materializing(self, find: Callable[[NDArray[Any]], QuantizedLinear | None]) -> Iterator[None]:
-        """While the library decides how each operator is stored, `find` gives the integers of a weight."""
+    def materializing(
+        self, find: Callable[[NDArray[Any]], tuple[QuantizedLinear, int | None] | None]
+    ) -> Iterator[None]:
+        """While the library decides how each operator is stored, `find` gives the integers of a weight and
+        the bits of activations."""
         own = self.manager.get_quantization_func
         uniform = {
             self.operation("FULLY_CONNECTED"): self.uniform.materialize_fc_conv,
@@ -122,13 +155,20 @@ class _Library:
         def materialize(op_info: Any, graph_info: Any, **rest: Any) -> Any:
             tensor = graph_info.subgraph_tensors[op_info.op.inputs[1]]
             weight = self.content(tensor, graph_info.buffers)
-            linear = None if weight is None else find(weight)
-            if linear is None:
+            found = None if weight is None else find(weight)
+            if found is None:
                 return self._floats(weight, op_info, graph_info, rest)
-            config = dataclasses.replace(op_info.op_quant_config, weight_tensor_config=self._config(linear))
+            linear, bits = found
+            config = dataclasses.replace(
+                op_info.op_quant_config,
+                weight_tensor_config=self._config(linear),
+                activation_tensor_config=self._activation(bits),
+            )
             parameters = self._parameters(linear)
 
-            def given(*_: Any) -> Any:
+            def given(info: Any, config: Any, content: Any = None, ranges: Any = None) -> Any:
+                if content is None:
+                    return self.minmax.get_tensor_quant_params(info, config, content, ranges)
                 return parameters
 
             info = dataclasses.replace(op_info, op_quant_config=config)
@@ -163,6 +203,11 @@ class _Library:
             granularity=granularity[f"BLOCKWISE_{linear.block}"] if grouped else granularity.CHANNELWISE,
         )
 
+    def _activation(self, bits: int | None) -> Any:
+        if bits is None:
+            return None
+        return self.types.TensorQuantizationConfig(num_bits=bits, symmetric=bits == 16)
+
     def _parameters(self, linear: QuantizedLinear) -> Any:
         grouped = linear.block != linear.q.shape[1]
         return self.types.UniformQuantParams(
@@ -185,10 +230,10 @@ def _library() -> Iterator[_Library]:
     """Raises MissingExtraError when it is not installed, ExportError for what it raises itself."""
     with quiet.libraries(prints=True):
         try:
-            from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
+            from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer
             from ai_edge_quantizer.algorithms.nonlinear_quantize import float_casting
-            from ai_edge_quantizer.algorithms.uniform_quantize import common_quantize
-            from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+            from ai_edge_quantizer.algorithms.uniform_quantize import common_quantize, naive_min_max_quantize
+            from ai_edge_quantizer.utils import qsv_utils, tfl_flatbuffer_utils
         except ImportError as error:
             raise MissingExtraError(
                 f"Compiling for LiteRT needs ai-edge-quantizer ({error}): pip install 'edgevlm[litert]'"
@@ -201,6 +246,9 @@ def _library() -> Iterator[_Library]:
                 common_quantize,
                 float_casting,
                 tfl_flatbuffer_utils.get_tensor_data,
+                naive_min_max_quantize,
+                calibrator.Calibrator,
+                qsv_utils.min_max_update,
             )
         except EdgeVlmError:
             raise

@@ -7,6 +7,7 @@ signature that multiplies with it. Weights that are not in the table must be the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export import tflite
-from edgevlm_deploy.export.tflite import TfliteFile, Weight
+from edgevlm_deploy.export.tflite import LOOKUP, TfliteFile, Weight
 from edgevlm_deploy.export.tflite_integers import by_weight, key
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
 
@@ -31,8 +32,13 @@ class Counted:
     """Products and lookups that use them, and that were looked at one by one."""
 
 
-def check(float_path: Path, path: Path, table: QuantizedTable) -> Counted:
-    """Raise ExportError unless the file at `path` holds exactly the table's numbers, and all of them."""
+def check(
+    float_path: Path, path: Path, table: QuantizedTable, activation_bits: Mapping[str, int] | None = None
+) -> Counted:
+    """Raise ExportError unless the file at `path` holds exactly the table's numbers, and all of them.
+
+    activation_bits: modules whose input and output are integers in the file; the others' are floats.
+    """
     floats, quantized = tflite.load(float_path), tflite.load(path)
     if floats.signatures.keys() != quantized.signatures.keys():
         raise ExportError(f"{path} has other signatures than {float_path.name}.")
@@ -53,7 +59,7 @@ def check(float_path: Path, path: Path, table: QuantizedTable) -> Counted:
                 _check_same_floats(floats, original, quantized, stored)
                 continue
             where = f"{path}: {signature}: {owners[0]}"
-            _check_storage(where, stored, table[owners[0]])
+            _check_storage(where, stored, table[owners[0]], (activation_bits or {}).get(owners[0]))
             if (owners[0], stored.buffer) not in integers:
                 if not np.array_equal(quantized.values(stored), table[owners[0]].q):
                     raise ExportError(f"{where} differs from the quantised table in its integers.")
@@ -69,7 +75,7 @@ def check(float_path: Path, path: Path, table: QuantizedTable) -> Counted:
     return Counted(len(found), sum(table[name].q.size for name in found), operators)
 
 
-def _check_storage(where: str, stored: Weight, linear: QuantizedLinear) -> None:
+def _check_storage(where: str, stored: Weight, linear: QuantizedLinear, bits: int | None) -> None:
     """Everything but the integers themselves."""
     rows, columns = linear.q.shape
     expected = ("INT8" if linear.bits > 4 else "INT4", (rows, columns), linear.block)
@@ -80,8 +86,10 @@ def _check_storage(where: str, stored: Weight, linear: QuantizedLinear) -> None:
         raise ExportError(f"{where} differs from the quantised table in its scales.")
     if np.any(stored.zero_points):
         raise ExportError(f"{where} has zero points, the quantised table has none.")
-    if stored.activation_types[1] != "FLOAT32":
-        raise ExportError(f"{where} gives {stored.activation_types[1]}, expected FLOAT32.")
+    kind = f"INT{bits}" if bits else "FLOAT32"
+    asked = ("INT32" if stored.operator == LOOKUP else kind, kind)
+    if stored.activation_types != asked:
+        raise ExportError(f"{where} takes and gives {stored.activation_types}, expected {asked}.")
 
 
 def _check_same_floats(floats: TfliteFile, original: Weight, quantized: TfliteFile, stored: Weight) -> None:

@@ -215,7 +215,7 @@ def _version(package: str) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """LiteRT's C++ side tells on standard error which accelerators it looks for, with no switch against it."""
+    """LiteRT tells on standard error which accelerators it looks for, and has no switch for that."""
     if os.environ.get("EDGEVLM_VERBOSE"):
         yield
         return
