@@ -7,9 +7,8 @@
     decode         prefill of one token, with logits [1, 1, V]
 
 The mask is added to the scores: 0 where a token is seen, −1e4 where not (−inf would give NaN). `prefill_N`
-and `decode` have the longest cache; a shorter one of C tokens has `cache_C_prefill_N` and `cache_C_decode`.
-The length stands in front, because LiteRT-LM takes every signature whose name begins with "prefill" for one
-of its only cache.
+and `decode` have the longest cache; a shorter one of C tokens has `prefill_N_cache_C` and `decode_cache_C`,
+which is how litert-torch's own exporter of language models names them.
 
 Decoding starts from embeddings, as prefill does. The runner's `step` is then one kind of call, and LiteRT-LM
 takes such a decoder next to an embedder; a decoder from tokens would need the embedding table twice.
@@ -44,11 +43,11 @@ class StaticLengths:
         """Name of every decoder signature → (new tokens N, cache length C). N = 1 is decoding."""
         found = {}
         for cache in reversed(self.caches):
-            prefix = "" if cache == self.caches[-1] else f"cache_{cache}_"
+            suffix = "" if cache == self.caches[-1] else f"_cache_{cache}"
             for tokens in self.prefills:
                 if tokens <= cache:
-                    found[f"{prefix}prefill_{tokens}"] = tokens, cache
-            found[f"{prefix}decode"] = 1, cache
+                    found[f"prefill_{tokens}{suffix}"] = tokens, cache
+            found[f"decode{suffix}"] = 1, cache
         return found
 
 

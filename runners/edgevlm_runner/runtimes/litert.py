@@ -1,6 +1,6 @@
 """LiteRT: one .tflite file with a signature per step and length, and a KV cache that is written in place.
 
-Graphs have static shapes. `prefill_N` takes N tokens at once, `decode` one; with the prefix `cache_C_` they
+Graphs have static shapes. `prefill_N` takes N tokens at once, `decode` one; with the suffix `_cache_C` they
 work on a cache of C tokens instead of the longest. A question takes the shortest cache that holds prompt
 and answer, because decoding costs what is allocated.
 """
@@ -25,7 +25,7 @@ MODEL = "model"
 HIDDEN = np.float32(-1e4)
 """Added to the score of a token that is not seen: e^−10⁴ is 0, and unlike −inf it never gives NaN."""
 
-_STEP = re.compile(r"(?:cache_\d+_)?(?:decode|prefill_\d+)")
+_STEP = re.compile(r"(?:decode|prefill_\d+)(?:_cache_\d+)?")
 _EMBED = re.compile(r"embed_\d+")
 
 
