@@ -152,10 +152,14 @@ class _Library:
             self.operation("EMBEDDING_LOOKUP"): self.uniform.materialize_embedding_lookup,
         }
 
+        known: dict[int, tuple[QuantizedLinear, int | None] | None] = {}
+
         def materialize(op_info: Any, graph_info: Any, **rest: Any) -> Any:
             tensor = graph_info.subgraph_tensors[op_info.op.inputs[1]]
             weight = self.content(tensor, graph_info.buffers)
-            found = None if weight is None else find(weight)
+            if tensor.buffer not in known:  # signatures share buffers
+                known[tensor.buffer] = None if weight is None else find(weight)
+            found = known[tensor.buffer]
             if found is None:
                 return self._floats(weight, op_info, graph_info, rest)
             linear, bits = found

@@ -44,7 +44,7 @@ def check(
         raise ExportError(f"{path} has other signatures than {float_path.name}.")
     modules = by_weight(table)
     names: dict[int, list[str]] = {}
-    integers: set[tuple[str, int]] = set()
+    compared: set[tuple[int, int]] = set()
     found: set[str] = set()
     operators = 0
     for signature in floats.signatures:
@@ -54,16 +54,17 @@ def check(
         for original, stored in zip(before, after, strict=True):
             if original.buffer not in names:
                 names[original.buffer] = modules.get(key(floats.values(original)), [])
-            owners = names[original.buffer]
+            owners, pair = names[original.buffer], (original.buffer, stored.buffer)
             if not owners:
-                _check_same_floats(floats, original, quantized, stored)
+                if pair not in compared:
+                    _check_same_floats(floats, original, quantized, stored)
+                compared.add(pair)
                 continue
             where = f"{path}: {signature}: {owners[0]}"
             _check_storage(where, stored, table[owners[0]], (activation_bits or {}).get(owners[0]))
-            if (owners[0], stored.buffer) not in integers:
-                if not np.array_equal(quantized.values(stored), table[owners[0]].q):
-                    raise ExportError(f"{where} differs from the quantised table in its integers.")
-                integers.add((owners[0], stored.buffer))
+            if pair not in compared and not np.array_equal(quantized.values(stored), table[owners[0]].q):
+                raise ExportError(f"{where} differs from the quantised table in its integers.")
+            compared.add(pair)
             found |= set(owners)
             operators += 1
     missing = sorted(set(table) - found)
