@@ -189,12 +189,13 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _caches_hold_an_answer(self) -> Recipe:
-        short = [n for n in self.generation.cache_lengths if n <= self.generation.max_new_tokens]
-        if short:
-            raise ValueError(
-                f"generation: a cache of {short[0]} tokens holds no prompt besides "
-                f"max_new_tokens = {self.generation.max_new_tokens}"
-            )
+        wanted = self.generation
+        for length in wanted.cache_lengths:
+            if not wanted.max_new_tokens < length <= wanted.max_context:
+                raise ValueError(
+                    f"generation: cache_lengths lie between max_new_tokens = {wanted.max_new_tokens} and "
+                    f"max_context = {wanted.max_context}, got {length}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,8 +157,7 @@ def observe(runtime: Observable, spec: ModelSpec, sample: Inputs) -> Observed:
     runtime.clear()
     made = generate_endlessly(runtime, spec, sample)
     logits, quantized = np.stack(runtime.logits), runtime.quantized
-    ids = _all_ids(sample, made)
-    embeds = splice(runtime.embed(ids), runtime.features, ids, spec)
+    embeds = _embedded(runtime.embed, runtime.features, spec, sample, made)
     return Observed(made, runtime.features, embeds, logits, quantized)
 
 
@@ -169,9 +168,20 @@ def generate_endlessly(runtime: Runtime, spec: ModelSpec, sample: Inputs) -> Gen
     return generate(runtime, endless, sample.pixel_values, sample.input_ids)
 
 
-def _all_ids(sample: Inputs, made: Generation) -> NDArray[np.int64]:
-    """[1, prompt + generated − 1]: the last token is never fed back."""
-    return np.concatenate([sample.input_ids, np.array([made.token_ids[:-1]], np.int64)], axis=1)
+def _embedded(
+    embed: Callable[[NDArray[np.int64]], Floats],
+    features: Floats | None,
+    spec: ModelSpec,
+    sample: Inputs,
+    made: Generation,
+) -> Floats:
+    """[1, prompt + generated − 1, D]: what the decoder was given. The last token is never fed back.
+
+    Image features are in the prompt alone: a generated image token is a token like any other.
+    """
+    prompt = splice(embed(sample.input_ids), features, sample.input_ids, spec)
+    fed_back = np.array([made.token_ids[:-1]], np.int64)
+    return np.concatenate([prompt, embed(fed_back)], axis=1) if fed_back.size else prompt
 
 
 def check_same_tokens(
@@ -200,8 +210,13 @@ def compare(
     first = sample.input_ids.shape[1] - 1
     with torch.inference_mode(), _given_ties(reference, table, observed.quantized) as ties:
         features = _torch_features(reference, sample)
-        ids = _all_ids(sample, observed.generation)
-        embeds = splice(text.embed_tokens(torch.from_numpy(ids)).numpy(), features, ids, spec)
+        embeds = _embedded(
+            lambda ids: text.embed_tokens(torch.from_numpy(ids)).numpy(),
+            features,
+            spec,
+            sample,
+            observed.generation,
+        )
         hidden = text(inputs_embeds=torch.from_numpy(observed.embeds), use_cache=False).last_hidden_state
         logits = reference.lm_head(hidden[:, first:])[0].numpy()  # [generated, V]
     found = Compared(
