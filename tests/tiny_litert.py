@@ -63,10 +63,9 @@ def table() -> Any:
 
     forms = {  # ending of the name → bits, columns per scale
         "text_model.layers.0.self_attn.q_proj": (4, 32),
-        "text_model.layers.1.self_attn.q_proj": (4, 64),
         "mlp.gate_proj": (3, None),
         "mlp.down_proj": (4, None),
-        "mlp.fc2": (4, 128),
+        "mlp.fc2": (4, 64),
         "mlp.up_proj": (8, None),
     }
     modules = {}
@@ -93,7 +92,7 @@ def make(folder: Path) -> Files:
             return files
         model = SPEC.graphs["model"]
         for root in (files.exact, files.shipped):
-            (root / model).parent.mkdir(parents=True)
+            (root / model).parent.mkdir(parents=True, exist_ok=True)
         quantized = QuantizedModel(table())
         reference = fakequant.apply(source(), quantized)
         litert.export(reference, litert.StaticLengths(CACHES, PREFILLS), files.exact / model)

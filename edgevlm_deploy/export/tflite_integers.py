@@ -133,7 +133,9 @@ class _Library:
         """Smallest and largest value of every tensor. The library's default is a moving average, which
         forgets rare large activations."""
         calibrator = self.Calibrator(str(float_path), num_threads=1, qsv_update_func=self.widen)
-        calibrator.calibrate(calls, quantizer._recipe_manager)
+        for signature, given in calls.items():
+            for call in given:  # one at a time: it would make a list of all, caches included
+                calibrator.calibrate({signature: [call]}, quantizer._recipe_manager)
         return calibrator.get_model_qsvs()
 
     def operation(self, name: str) -> Any:

@@ -74,7 +74,7 @@ def test_weights_are_stored_as_asked(litert_files: Files, truth: QuantizedTable)
     file = tflite.load(litert_files.shipped / MODEL)
     stored = {weight.buffer: weight for name in file.signatures for weight in file.weights(name)}
     kinds = [(weight.tensor_type, weight.block) for weight in stored.values()]
-    assert {("INT8", None), ("INT4", None), ("INT4", 32), ("INT4", 64), ("INT4", 128)} <= set(kinds)
+    assert {("INT8", None), ("INT4", None), ("INT4", 32), ("INT4", 64)} <= set(kinds)
     halves = [weight.shape for weight in stored.values() if weight.tensor_type == "FLOAT16"]
     assert halves.count((32, 64)) == SPEC.layers, "value projections of the decoder"
     assert not any(kind == "FLOAT32" for kind, _ in kinds)

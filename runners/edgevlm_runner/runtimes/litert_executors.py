@@ -166,7 +166,8 @@ class _Interpreted:
     def run(
         self, signature: str, inputs: Dict[str, np.ndarray], cache: Optional[Dict[str, np.ndarray]]
     ) -> Optional[np.ndarray]:
-        outputs = self._runners[signature](**inputs, **(cache or {}))
+        with _silence():
+            outputs = self._runners[signature](**inputs, **(cache or {}))
         result = None
         for name, array in outputs.items():
             if name.startswith(STATE):
