@@ -47,7 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,tensorrt,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,tensorrt,litert,dev]'
 	touch $@
 
 clean:

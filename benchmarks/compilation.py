@@ -41,12 +41,15 @@ def compile_recipe(directory: Path, recipe_name: str) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     model = source.inspect(directory / CHECKPOINT)
-    request = plan.resolve(recipe, target, model.modules).request
+    planned = plan.resolve(recipe, target, model.modules)
     spec = _spec(model, backends.graph_names(target.backend))
-    quantized = quantize.quantize(lambda: source.load(model), request, _batches(spec), recipe.quantizer)
+    quantized = quantize.quantize(
+        lambda: source.load(model), planned.request, _batches(spec), recipe.quantizer
+    )
     quantised = time.perf_counter()
     sample = Inputs(tile(spec.image.tile_size), picture_prompt(spec.vocab_size, spec.image_token_id))
-    compiled = backends.compiler(target.backend)(lambda: source.load(model), quantized, spec, [sample], out)
+    compile_graphs = backends.compiler(planned, list)
+    compiled = compile_graphs(lambda: source.load(model), quantized, spec, [sample], out)
     ended = time.perf_counter()
     (out / "spec.json").write_text(json.dumps(to_json(spec)))
     result = {

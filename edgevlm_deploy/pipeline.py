@@ -102,7 +102,7 @@ def compile(order: Order, watch: Watcher) -> Path:
         items = _items(job, samples.evaluation)
         answers = _reference(job, items)
         quantized = _quantized(job, calibrated)
-        exported = _graphs(job, items, quantized)
+        exported = _graphs(job, items, calibrated, quantized)
         provenance = _provenance(job, calibrated, answers, exported)
         folder = _bundle(job, order.name, items, answers, exported, provenance)
         return bundle.pack(folder, order.out / f"{order.name}{bundle.SUFFIX}")
@@ -114,6 +114,7 @@ def _job(order: Order, watch: Watcher) -> Job:
     checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
     model = source.inspect(checkpoint, order.revision, order.offline)
     made = plan.resolve(recipe, target, model.modules)
+    backends.require_packages(target.backend)
     graphs = backends.graph_names(target.backend)
     spec = source.model_spec(model, recipe, target.backend.value, graphs)
     return Job(model, made, spec, order.out / "stages", watch)
@@ -230,6 +231,11 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
     return {"edgevlm": __version__, **{name: metadata.version(name) for name in packages}}
 
 
+def _compilers(made: Plan) -> dict[str, str]:
+    """Versions of what quantises and exports."""
+    return _versions((*PACKAGES, *backends.PACKAGES[made.target.backend]))
+
+
 def _quantized(job: Job, calibrated: CalibrationSet) -> Path:
     """Folder of a QuantizedModel."""
     recipe = job.plan.recipe
@@ -251,20 +257,23 @@ def _quantized(job: Job, calibrated: CalibrationSet) -> Path:
     return stage(job.cache, "quantized", inputs, run)
 
 
-def _graphs(job: Job, items: Items, quantized: Path) -> Path:
+def _graphs(job: Job, items: Items, calibrated: CalibrationSet, quantized: Path) -> Path:
     """Folder with `graphs/` and `verification.json`."""
     asked = [item for item in items.rows if item.condition == CLEAN][:VERIFICATION_ITEMS]
     inputs = {
         "quantized": quantized.name,
         "spec": to_json(job.spec),
         "items": [[item.image_id, item.prompt] for item in asked],
-        "packages": _versions(PACKAGES),
+        "lengths": job.plan.recipe.generation.static_lengths(job.spec.max_context),
+        "packages": _compilers(job.plan),
     }
     job.watch.begin("Export")
-    compile_graphs = backends.compiler(job.plan.target.backend)
+    tokenizer = load_tokenizer(job.source.tokenizer)
+    compile_graphs = backends.compiler(
+        job.plan, lambda: calibration.inputs(calibrated, job.spec, job.source.tokenizer)
+    )
 
     def export(out: Path) -> None:
-        tokenizer = load_tokenizer(job.source.tokenizer)
         samples = [from_item(item, items.root, 0, job.spec, tokenizer) for item in asked]
         made = compile_graphs(
             lambda: source.load(job.source), QuantizedModel.load(quantized), job.spec, samples, out
@@ -319,7 +328,7 @@ def _provenance(
     model, recipe = job.source, job.plan.recipe
     return bundle.Provenance(
         edgevlm_version=__version__,
-        packages=_versions(PACKAGES),
+        packages=_compilers(job.plan),
         source={
             "name": model.name,
             "revision": model.revision,

@@ -12,7 +12,7 @@ from edgevlm_deploy.quantize.request import resolve as resolve_precision
 from edgevlm_deploy.recipe import Recipe, Scheme
 from edgevlm_deploy.target import Backend, Target
 
-AVAILABLE_BACKENDS = frozenset({Backend.ONNXRUNTIME})
+AVAILABLE_BACKENDS = frozenset({Backend.ONNXRUNTIME, Backend.LITERT})
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
 
@@ -37,7 +37,14 @@ def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]
     problems = [sentence] if (sentence := missing_backend(target)) else []
     request: Request = {}
     try:
-        request = resolve_precision(recipe.components, recipe.modules, modules, recipe.quantizer)
+        request = resolve_precision(
+            recipe.components,
+            recipe.modules,
+            modules,
+            recipe.quantizer,
+            target.backend,
+            target.accelerator,
+        )
     except PlanError as error:
         problems.append(str(error))
     problems += _unsupported_formats(request, target)

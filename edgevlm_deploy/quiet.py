@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 
 @contextmanager
 def libraries(prints: bool = False) -> Iterator[None]:
-    """Drop warnings and log lines of libraries inside the block; with `prints`, what they print too."""
+    """Drop warnings and log lines of libraries inside the block; with `prints`, what they print too, from
+    Python or from C++."""
     with ExitStack() as silence:
         if not os.environ.get("EDGEVLM_VERBOSE"):
             silence.enter_context(warnings.catch_warnings())
@@ -27,4 +28,18 @@ def libraries(prints: bool = False) -> Iterator[None]:
             if prints:
                 silence.enter_context(redirect_stdout(io.StringIO()))
                 silence.enter_context(redirect_stderr(io.StringIO()))
+                silence.enter_context(_descriptor_to_nowhere(1))
+                silence.enter_context(_descriptor_to_nowhere(2))
         yield
+
+
+@contextmanager
+def _descriptor_to_nowhere(number: int) -> Iterator[None]:
+    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    try:
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(nowhere)

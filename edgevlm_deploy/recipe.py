@@ -144,6 +144,22 @@ class Image(Frozen):
 class Generation(Frozen):
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 32
     max_context: Annotated[int, Field(ge=16, le=131072)] = 2048
+    cache_lengths: tuple[Annotated[int, Field(ge=16)], ...] = ()
+    """KV-cache lengths, where graphs have static shapes (LiteRT). Decoding costs what is allocated, so a
+    question takes the shortest that holds it. `max_context` is always one; empty: also a quarter of it.
+    """
+    prefill_lengths: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Tokens that a static prefill graph takes at once; prompts go in pieces. Empty: 32 and 128."""
+
+    def static_lengths(self, max_context: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(caches, prefills), ascending, for a context of `max_context` tokens (the model may have cut it).
+
+        A prefill longer than the longest cache, and a cache beyond the context, are left out.
+        """
+        quarter = (max_context // 4,) if max_context // 4 > max(self.max_new_tokens, 63) else ()
+        caches = sorted({n for n in self.cache_lengths or quarter if n < max_context} | {max_context})
+        prefills = sorted({n for n in self.prefill_lengths or (32, 128) if n <= max_context})
+        return tuple(caches), tuple(prefills)
 
 
 class Evaluation(Frozen):
@@ -172,6 +188,17 @@ class Recipe(Frozen):
     gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
     target_budgets: Literal["enforce", "report"] = "enforce"
     """Whether the target's latency and memory budgets become gates."""
+
+    @model_validator(mode="after")
+    def _caches_hold_an_answer(self) -> Recipe:
+        wanted = self.generation
+        for length in wanted.cache_lengths:
+            if not wanted.max_new_tokens < length <= wanted.max_context:
+                raise ValueError(
+                    f"generation: cache_lengths lie between max_new_tokens = {wanted.max_new_tokens} and "
+                    f"max_context = {wanted.max_context}, got {length}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_gate_per_metric_and_side(self) -> Recipe:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_litert
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -32,3 +33,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"published configs and data sets are not at {folder} (set EDGEVLM_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def litert_files(tmp_path_factory: pytest.TempPathFactory) -> tiny_litert.Files:
+    """A tiny VLM exported for LiteRT; the processes of one run share it."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    return tiny_litert.make(shared / "tiny-litert")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from edgevlm_deploy import resources
 from edgevlm_deploy.config import load_yaml
 from edgevlm_deploy.errors import ConfigError, NotFoundError
-from edgevlm_deploy.recipe import Recipe
+from edgevlm_deploy.recipe import Generation, Recipe
 from edgevlm_deploy.target import Target
 
 MINIMAL = """
@@ -83,3 +83,28 @@ def test_targets_state_a_budget_and_its_source() -> None:
     assert isinstance(target, Target)
     assert target.budgets.time_to_first_token_ms_p95 == 150
     assert "budgets.time_to_first_token_ms_p95" in target.sources
+
+
+@pytest.mark.parametrize(
+    ("generation", "context", "expected"),
+    [
+        (Generation(), 2048, ((512, 2048), (32, 128))),
+        (Generation(), 512, ((128, 512), (32, 128))),
+        (Generation(), 64, ((64,), (32,))),
+        (Generation(max_context=16, max_new_tokens=4), 16, ((16,), ())),
+        (Generation(cache_lengths=(1024, 256)), 2048, ((256, 1024, 2048), (32, 128))),
+        (Generation(cache_lengths=(1024, 256), prefill_lengths=(64,)), 512, ((256, 512), (64,))),
+    ],
+)
+def test_lengths_of_static_graphs(
+    generation: Generation, context: int, expected: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    assert generation.static_lengths(context) == expected
+
+
+@pytest.mark.parametrize("length", [32, 4096])
+def test_a_cache_that_no_question_fits_is_refused(tmp_path: Path, length: int) -> None:
+    with pytest.raises(
+        ConfigError, match=f"between max_new_tokens = 32 and max_context = 2048, got {length}"
+    ):
+        load_yaml(write(tmp_path, MINIMAL + f"generation: {{cache_lengths: [{length}]}}\n"), Recipe)

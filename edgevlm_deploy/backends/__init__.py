@@ -6,15 +6,18 @@ toolchain wants quantisation and export in another order. What they share is wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.inputs import Inputs
 
-from edgevlm_deploy.errors import PlanError
+from edgevlm_deploy.errors import MissingExtraError, PlanError
+from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.target import Backend
 
@@ -24,7 +27,14 @@ GRAPH_NAMES = {
         "embedding": "graphs/embedding.onnx",
         "decoder": "graphs/decoder.onnx",
     },
+    Backend.LITERT: {"model": "graphs/model.tflite"},
 }
+
+PACKAGES: Mapping[Backend, tuple[str, ...]] = {
+    Backend.ONNXRUNTIME: (),
+    Backend.LITERT: ("litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
+}
+"""What a backend needs besides the extra `compile`: its own extra has the backend's name."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,24 @@ def graph_names(backend: Backend) -> dict[str, str]:
     return dict(GRAPH_NAMES[backend])
 
 
-def compiler(backend: Backend) -> Compile:
-    """The backend's `compile`. Raises PlanError for a backend without one here."""
-    graph_names(backend)
-    from edgevlm_deploy.backends import onnxruntime
+def require_packages(backend: Backend) -> None:
+    """Raises MissingExtraError before anything is computed in vain."""
+    missing = [name for name in PACKAGES[backend] if not list(metadata.distributions(name=name))]
+    if missing:
+        raise MissingExtraError(
+            f"Compiling for {backend.value} needs {', '.join(missing)}: "
+            f"pip install 'edgevlm[compile,{backend.value}]'"
+        )
 
+
+def compiler(plan: Plan, calibration: Callable[[], Iterable[Inputs]]) -> Compile:
+    """The `compile` of the target's backend. Raises PlanError for a backend without one here.
+
+    calibration: gives the calibration questions, to a backend that calibrates its own graphs.
+    """
+    graph_names(plan.target.backend)
+    from edgevlm_deploy.backends import litert, onnxruntime
+
+    if plan.target.backend is Backend.LITERT:
+        return functools.partial(litert.compile, plan=plan, calibration=calibration)
     return onnxruntime.compile

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.inputs import Inputs
-from numpy.typing import NDArray
 
 from edgevlm_deploy.backends import CompiledGraphs
+from edgevlm_deploy.backends.half import half_precision, in_half
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedTable
@@ -29,7 +28,7 @@ def compile(
     from edgevlm_deploy.export.verify import verify
     from edgevlm_deploy.quantize import fakequant
 
-    made = _in_half(quantized or QuantizedModel(QuantizedTable({})))
+    made = in_half(quantized or QuantizedModel(QuantizedTable({})))
     files = _write(half_precision(load_source()), made, spec, out_dir)
     reference = fakequant.apply(half_precision(load_source()), made)
     verification = verify(reference, made.table, spec, out_dir, samples)
@@ -38,34 +37,6 @@ def compile(
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
         verification=dataclasses.asdict(verification),
     )
-
-
-def half_precision(source: Any) -> Any:
-    """Round every parameter to fp16 in place, computing stays in float32; returns the model.
-
-    This is the fp16 that recipes mean: what is not quantised is stored in 16 bits. Values beyond fp16's
-    range are left as they are, and then stored in 32.
-    """
-    import torch
-
-    with torch.no_grad():
-        for parameter in source.parameters():
-            half = parameter.half().float()
-            if bool(torch.isfinite(half).all()):
-                parameter.copy_(half)
-    return source
-
-
-def _in_half(quantized: QuantizedModel) -> QuantizedModel:
-    return dataclasses.replace(
-        quantized, float_parameters={name: _round(v) for name, v in quantized.float_parameters.items()}
-    )
-
-
-def _round(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16).astype(np.float32)
-    return half if bool(np.isfinite(half).all()) else values
 
 
 def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Path) -> list[Path]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgevlm_deploy.calibration.batch import Batches, batches
+from edgevlm_deploy.calibration.batch import Batches, batches, inputs
 from edgevlm_deploy.calibration.pictures import Content
 from edgevlm_deploy.calibration.rows import CalibrationSet, Row, build, load
 
-__all__ = ["Batches", "CalibrationSet", "Content", "Row", "batches", "build", "load"]
+__all__ = ["Batches", "CalibrationSet", "Content", "Row", "batches", "build", "inputs", "load"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from edgevlm_runner.contract import ModelSpec
-from edgevlm_runner.inputs import from_picture, load_tokenizer
+from edgevlm_runner.inputs import Inputs, from_picture, load_tokenizer
 from edgevlm_runner.preprocess import load_image
 from numpy.typing import NDArray
 
@@ -81,6 +81,13 @@ class Batches(Sequence[Batch]):
                 "generation.max_context."
             )
         return np.asarray([ids], np.int64)
+
+
+def inputs(calibration: CalibrationSet, spec: ModelSpec, tokenizer: Path) -> Iterator[Inputs]:
+    """The same rows as a device sees them; the answer follows the question."""
+    for batch in batches(calibration, spec, tokenizer):
+        pixels = batch.get("pixel_values")
+        yield Inputs(None if pixels is None else pixels[0].numpy(), batch["input_ids"].numpy())
 
 
 def batches(calibration: CalibrationSet, spec: ModelSpec, tokenizer: Path) -> Batches:

@@ -1,18 +1,22 @@
-"""Attention as ONNX Runtime's own fused operators, emitted while torch traces transformers' modules.
+"""Attention in the form that a runtime wants, put in place while torch traces transformers' modules.
 
-transformers dispatches attention by a name in the config. Two names are added here, whose functions emit
-`com.microsoft` nodes instead of computing: they are for tracing only.
+transformers dispatches attention by a name in the config. Three names are added here. Two of them emit
+ONNX Runtime's own `com.microsoft` nodes instead of computing: they are for tracing only. The third computes,
+in the plain operators of LiteRT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 MULTI_HEAD_ATTENTION = "edgevlm_multi_head_attention"
 GROUP_QUERY_ATTENTION = "edgevlm_group_query_attention"
+STATIC_CACHE_ATTENTION = "edgevlm_static_cache_attention"
+PLAIN_ATTENTION = "eager"
+"""transformers' own: matrix products and a softmax."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,61 @@ def _group_query_attention(
     return out.reshape(batch, tokens, heads, size), None
 
 
+@dataclass(frozen=True)
+class StaticCache:
+    """A cache of fixed length S that every layer writes its new tokens into.
+
+    past     layer → (key, value), each [1, kv heads, S, head dim]
+    write    (cache, new tokens [1, kv heads, T, head dim]) → updated cache
+    mask     [1, 1, T, S], added to the scores: 0 where a token is seen
+    present  layer → (key, value), filled while the layers run
+    """
+
+    past: tuple[tuple[Any, Any], ...]
+    write: Callable[[Any, Any], Any]
+    mask: Any
+    present: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+
+def _static_cache_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float,
+    static_cache: StaticCache,
+    **_: Any,
+) -> tuple[Any, None]:
+    """q [1, heads, T, head dim], k and v [1, kv heads, T, head dim] → [1, T, heads, head dim].
+
+    The heads that share a key are folded into the rows of one matrix product, [kv heads, heads per key · T],
+    so keys and values are never repeated.
+    """
+    import torch
+
+    batch, heads, tokens, size = query.shape
+    kv_heads = key.shape[1]
+    per_key = heads // kv_heads
+    past_key, past_value = static_cache.past[module.layer_idx]
+    keys, values = static_cache.write(past_key, key), static_cache.write(past_value, value)
+    static_cache.present[module.layer_idx] = (keys, values)
+    folded = (query * scaling).reshape(batch, kv_heads, per_key * tokens, size)
+    mask = torch.cat([static_cache.mask] * per_key, dim=-2) if per_key > 1 else static_cache.mask
+    weights = torch.softmax(torch.matmul(folded, keys.transpose(-1, -2)) + mask, dim=-1)
+    mixed = torch.matmul(weights, values).reshape(batch, heads, tokens, size)
+    return mixed.transpose(1, 2), None
+
+
 @contextmanager
 def attention(config: Any, name: str) -> Iterator[None]:
-    """Trace with one of the two operators; the config's own choice is restored afterwards."""
+    """Trace with the attention of that name; the config's own choice is restored afterwards."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(MULTI_HEAD_ATTENTION, _multi_head_attention)
     AttentionInterface.register(GROUP_QUERY_ATTENTION, _group_query_attention)
-    for added in (MULTI_HEAD_ATTENTION, GROUP_QUERY_ATTENTION):
+    AttentionInterface.register(STATIC_CACHE_ATTENTION, _static_cache_attention)
+    for added in (MULTI_HEAD_ATTENTION, GROUP_QUERY_ATTENTION, STATIC_CACHE_ATTENTION):
         AttentionMaskInterface.register(added, lambda *args, **kwargs: None)
     own = config._attn_implementation
     config._attn_implementation = name

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.attention import KeyValues
 
 PREFIX = "source."
+POSITION_ONLY_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 class VisionEncoder(torch.nn.Module):  # type: ignore[misc]
@@ -81,6 +83,16 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         logits = self.source.lm_head(hidden[:, -1:])[:, 0]
         present = [key_values.present[layer] for layer in range(len(key_values.past))]
         return (logits, *(tensor for pair in present for tensor in pair))
+
+
+def check_rotary(source: Any) -> None:
+    """Raises ExportError for rotary embeddings that depend on more than the position."""
+    kind = source.config.text_config.rope_parameters["rope_type"]
+    if kind not in POSITION_ONLY_ROTARY:
+        raise ExportError(
+            f"Rotary embeddings of type {kind!r} change with the length of the context; "
+            f"{', '.join(POSITION_ONLY_ROTARY)} can be exported."
+        )
 
 
 def _position_ids(vision_model: Any) -> torch.Tensor:

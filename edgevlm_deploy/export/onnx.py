@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.attention import GROUP_QUERY_ATTENTION, MULTI_HEAD_ATTENTION, attention
-from edgevlm_deploy.export.components import Decoder, Embedding, VisionEncoder
+from edgevlm_deploy.export.components import Decoder, Embedding, VisionEncoder, check_rotary
 
 OPSET = 21
 IR_VERSION = 10
 """Opset and IR version that ONNX Runtime 1.23 reads, the last one with a wheel for JetPack 6's Python."""
-
-POSITION_ONLY_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 def cache_names(layers: int) -> tuple[list[str], list[str]]:
@@ -85,12 +83,7 @@ def rotary_table(source: Any, positions: int) -> tuple[NDArray[np.float32], NDAr
     Raises ExportError for embeddings that depend on more than the position.
     """
     text = source.config.text_config
-    kind = text.rope_parameters["rope_type"]
-    if kind not in POSITION_ONLY_ROTARY:
-        raise ExportError(
-            f"Rotary embeddings of type {kind!r} change with the length of the context; "
-            f"{', '.join(POSITION_ONLY_ROTARY)} can be exported."
-        )
+    check_rotary(source)
     with torch.no_grad():
         pair = source.model.text_model.rotary_emb(
             torch.zeros(1, 1, text.hidden_size), position_ids=torch.arange(positions)[None]

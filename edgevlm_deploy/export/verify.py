@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -75,20 +75,30 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
         directory = Path(temporary)
         exact = {name: write_exact(root / path, directory) for name, path in spec.graphs.items()}
-        observed: list[_Observed] = []
+        observed: list[Observed] = []
         with ObservedRuntime(exact, spec, directory) as runtime:
-            observed = [_observe(runtime, spec, sample) for sample in samples]
+            observed = [observe(runtime, spec, sample) for sample in samples]
         exact_spec = dataclasses.replace(
             spec, graphs={name: str(path.resolve()) for name, path in exact.items()}
         )
         with OnnxRuntime(Path("/"), exact_spec, optimize=False) as runner:
-            _check_runner(runner, exact_spec, samples, observed)
-    compared = [_compare(reference, table, spec, *pair) for pair in zip(samples, observed, strict=True)]
+            runner.start(spec.max_context)
+            check_same_tokens(runner, exact_spec, samples, observed, "a cache that is copied")
+    compared = [
+        compare(reference, table, spec, *pair, TOLERANCE) for pair in zip(samples, observed, strict=True)
+    ]
     with OnnxRuntime(root, spec) as shipped:
         shipped.start(spec.max_context)
-        measured = [_measure(shipped, spec, *pair) for pair in zip(samples, observed, strict=True)]
+        measured = [measure(shipped, spec, *pair) for pair in zip(samples, observed, strict=True)]
+    return summary(observed, compared, measured)
+
+
+def summary(
+    observed: Sequence[Observed], compared: Sequence[Compared], measured: Sequence[Measured]
+) -> Verification:
+    """The worst of all samples."""
     return Verification(
-        samples=len(samples),
+        samples=len(observed),
         tokens=sum(len(one.generation.token_ids) for one in observed),
         vision_difference=max(one.vision for one in compared),
         embedding_difference=max(one.embedding for one in compared),
@@ -101,8 +111,21 @@ def verify(
     )
 
 
+class Observable(Runtime, Protocol):
+    """A runtime that keeps what one question computed, until `clear`; see `ObservedRuntime`."""
+
+    features: Floats | None
+    logits: list[Floats]
+
+    @property
+    def quantized(self) -> Mapping[str, NDArray[np.int8]]:
+        """Module with a static activation → its int8 inputs."""
+
+    def clear(self) -> None: ...
+
+
 @dataclass(frozen=True)
-class _Observed:
+class Observed:
     """What the exact graphs computed for one sample."""
 
     generation: Generation
@@ -115,7 +138,7 @@ class _Observed:
 
 
 @dataclass(frozen=True)
-class _Compared:
+class Compared:
     vision: float
     embedding: float
     logits: float
@@ -123,65 +146,85 @@ class _Compared:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
     vision: float
     logits: float
     max_abs_logits: float
     tokens_equal: float
 
 
-def _observe(runtime: ObservedRuntime, spec: ModelSpec, sample: Inputs) -> _Observed:
+def observe(runtime: Observable, spec: ModelSpec, sample: Inputs) -> Observed:
     runtime.clear()
-    made = _generate(runtime, spec, sample)
+    made = generate_endlessly(runtime, spec, sample)
     logits, quantized = np.stack(runtime.logits), runtime.quantized
-    ids = _all_ids(sample, made)
-    embeds = splice(runtime.embed(ids), runtime.features, ids, spec)
-    return _Observed(made, runtime.features, embeds, logits, quantized)
+    embeds = _embedded(runtime.embed, runtime.features, spec, sample, made)
+    return Observed(made, runtime.features, embeds, logits, quantized)
 
 
-def _generate(runtime: Runtime, spec: ModelSpec, sample: Inputs) -> Generation:
+def generate_endlessly(runtime: Runtime, spec: ModelSpec, sample: Inputs) -> Generation:
     """Through the runner's own loop, past any end of sequence."""
     room = spec.max_context - sample.input_ids.shape[1]
     endless = dataclasses.replace(spec, eos_token_ids=(), max_new_tokens=min(TOKENS, room))
     return generate(runtime, endless, sample.pixel_values, sample.input_ids)
 
 
-def _all_ids(sample: Inputs, made: Generation) -> NDArray[np.int64]:
-    """[1, prompt + generated − 1]: the last token is never fed back."""
-    return np.concatenate([sample.input_ids, np.array([made.token_ids[:-1]], np.int64)], axis=1)
+def _embedded(
+    embed: Callable[[NDArray[np.int64]], Floats],
+    features: Floats | None,
+    spec: ModelSpec,
+    sample: Inputs,
+    made: Generation,
+) -> Floats:
+    """[1, prompt + generated − 1, D]: what the decoder was given. The last token is never fed back.
+
+    Image features are in the prompt alone: a generated image token is a token like any other.
+    """
+    prompt = splice(embed(sample.input_ids), features, sample.input_ids, spec)
+    fed_back = np.array([made.token_ids[:-1]], np.int64)
+    return np.concatenate([prompt, embed(fed_back)], axis=1) if fed_back.size else prompt
 
 
-def _check_runner(
-    runner: OnnxRuntime, spec: ModelSpec, samples: Sequence[Inputs], observed: Sequence[_Observed]
+def check_same_tokens(
+    runner: Runtime, spec: ModelSpec, samples: Sequence[Inputs], observed: Sequence[Observed], other: str
 ) -> None:
-    """The runner's in-place cache gives the tokens that the copying one gave."""
-    runner.start(spec.max_context)
+    """The runner's cache gives the tokens that another kind of cache gave. Raises ExportError."""
     for sample, wanted in zip(samples, observed, strict=True):
-        made = _generate(runner, spec, sample)
+        made = generate_endlessly(runner, spec, sample)
         if made.token_ids != wanted.generation.token_ids:
             raise ExportError(
-                f"The runner generated {list(made.token_ids)}, a cache without sharing "
-                f"{list(wanted.generation.token_ids)}. "
-                "This version of ONNX Runtime does not update the cache in place."
+                f"The runner generated {list(made.token_ids)}, but {list(wanted.generation.token_ids)} with "
+                f"{other}. This version of {spec.runtime} does not update the cache in place."
             )
 
 
-def _compare(
-    reference: Any, table: QuantizedTable, spec: ModelSpec, sample: Inputs, observed: _Observed
-) -> _Compared:
+def compare(
+    reference: Any,
+    table: QuantizedTable,
+    spec: ModelSpec,
+    sample: Inputs,
+    observed: Observed,
+    tolerance: float,
+) -> Compared:
     """Torch on the same inputs; its decoder gets the graph's embeddings: each part is judged alone."""
     text = reference.model.text_model
     first = sample.input_ids.shape[1] - 1
     with torch.inference_mode(), _given_ties(reference, table, observed.quantized) as ties:
         features = _torch_features(reference, sample)
-        ids = _all_ids(sample, observed.generation)
-        embeds = splice(text.embed_tokens(torch.from_numpy(ids)).numpy(), features, ids, spec)
+        embeds = _embedded(
+            lambda ids: text.embed_tokens(torch.from_numpy(ids)).numpy(),
+            features,
+            spec,
+            sample,
+            observed.generation,
+        )
         hidden = text(inputs_embeds=torch.from_numpy(observed.embeds), use_cache=False).last_hidden_state
         logits = reference.lm_head(hidden[:, first:])[0].numpy()  # [generated, V]
-    found = _Compared(
-        vision=0.0 if features is None else _difference("image features", observed.features, features),
-        embedding=_difference("embeddings", observed.embeds, embeds),
-        logits=_difference("logits", observed.logits, logits),
+    found = Compared(
+        vision=0.0
+        if features is None
+        else _difference("image features", observed.features, features, tolerance),
+        embedding=_difference("embeddings", observed.embeds, embeds, tolerance),
+        logits=_difference("logits", observed.logits, logits, tolerance),
         ties=ties[0],
     )
     tokens = tuple(int(token) for token in logits.argmax(-1))
@@ -202,34 +245,34 @@ def _torch_features(reference: Any, sample: Inputs) -> Floats | None:
     return result
 
 
-def _difference(what: str, found: Floats | None, expected: Floats) -> float:
+def _difference(what: str, found: Floats | None, expected: Floats, tolerance: float) -> float:
     if found is None or found.shape != expected.shape:
         raise ExportError(f"The exported {what} have another shape than torch's {list(expected.shape)}.")
-    relative = _relative(found, expected)
-    if not relative <= TOLERANCE:  # also true for NaN
+    difference = relative(found, expected)
+    if not difference <= tolerance:  # also true for NaN
         raise ExportError(
-            f"The exported {what} differ from the quantised torch model by {relative:.2e} of the "
-            f"largest value; {TOLERANCE:.0e} is allowed. The graph does not compute what was quantised."
+            f"The exported {what} differ from the quantised torch model by {difference:.2e} of the "
+            f"largest value; {tolerance:.0e} is allowed. The graph does not compute what was quantised."
         )
-    return relative
+    return difference
 
 
-def _relative(found: Floats, expected: Floats) -> float:
+def relative(found: Floats, expected: Floats) -> float:
     return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
 
 
-def _measure(runtime: OnnxRuntime, spec: ModelSpec, sample: Inputs, observed: _Observed) -> _Measured:
-    made = _generate(runtime, spec, sample)
+def measure(runtime: Runtime, spec: ModelSpec, sample: Inputs, observed: Observed) -> Measured:
+    made = generate_endlessly(runtime, spec, sample)
     features = None if sample.pixel_values is None else runtime.encode_image(sample.pixel_values)
     runtime.reset()
     prefill = runtime.step(splice(runtime.embed(sample.input_ids), features, sample.input_ids, spec))
     pairs = zip(made.token_ids, observed.generation.token_ids, strict=True)
     vision = 0.0
     if features is not None and observed.features is not None:
-        vision = _relative(features, observed.features)
-    return _Measured(
+        vision = relative(features, observed.features)
+    return Measured(
         vision=vision,
-        logits=_relative(prefill, observed.logits[0]),
+        logits=relative(prefill, observed.logits[0]),
         max_abs_logits=float(np.abs(prefill - observed.logits[0]).max()),
         tokens_equal=float(np.mean([one == other for one, other in pairs])),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from edgevlm_deploy.errors import PlanError
-from edgevlm_deploy.quantize.schemes import WeightFormat, weight_format
+from edgevlm_deploy.quantize.schemes import WeightFormat, formats, weight_format
 from edgevlm_deploy.recipe import Algorithm, Component, ModuleOverride, Precision, Quantizer, Scheme
+from edgevlm_deploy.target import Backend
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,8 @@ class ModuleRequest:
     component: Component
     scheme: Scheme
     algorithm: Algorithm
-
-    @property
-    def format(self) -> WeightFormat:
-        return weight_format(self.scheme, self.component)
+    format: WeightFormat
+    """What the scheme means on the device that the plan is for."""
 
 
 Request = Mapping[str, ModuleRequest]
@@ -31,34 +30,50 @@ def resolve(
     overrides: Sequence[ModuleOverride],
     modules: Mapping[str, Sequence[str]],
     quantizer: Quantizer,
+    backend: Backend = Backend.ONNXRUNTIME,
+    accelerator: str = "cpu",
 ) -> dict[str, ModuleRequest]:
     """Precision per module; later overrides win.
 
     modules: component → names of its weight matrices (linear layers, or the embedding).
     Raises PlanError with every problem at once: a component the model does not have, an override that
-    matches nothing, a scheme or algorithm that `quantizer` does not offer for a component.
+    matches nothing, a scheme that the accelerator refuses, a scheme or algorithm that `quantizer` does not
+    offer for a component.
     """
+    offered = formats(backend, accelerator)
     problems = [
         f"components.{component.value}: this model has no such component (it has {', '.join(modules)})."
         for component in components
         if component.value not in modules
     ]
-    request: dict[str, ModuleRequest] = {}
+    wishes: dict[str, tuple[Component, Precision]] = {}
     for component_name, names in modules.items():
         component = Component(component_name)
         precision = components.get(component, Precision())
         for name in names:
-            request[name] = ModuleRequest(component, precision.scheme, precision.algorithm)
+            wishes[name] = component, precision
     for override in overrides:
-        matches = [name for name in request if fnmatchcase(name, override.pattern)]
+        matches = [name for name in wishes if fnmatchcase(name, override.pattern)]
         if not matches:
-            example = next(iter(request), "(none)")
+            example = next(iter(wishes), "(none)")
             problems.append(
                 f"modules: `{override.pattern}` matches no module; a name looks like `{example}`."
             )
         for name in matches:
-            request[name] = ModuleRequest(request[name].component, override.scheme, override.algorithm)
-    request = {name: wanted for name, wanted in request.items() if wanted.scheme is not Scheme.FP16}
+            precision = Precision(scheme=override.scheme, algorithm=override.algorithm)
+            wishes[name] = wishes[name][0], precision
+    wishes = {name: wish for name, wish in wishes.items() if wish[1].scheme is not Scheme.FP16}
+    problems += _refused(wishes.values(), offered, f"{backend.value} on its {accelerator}")
+    request = {
+        name: ModuleRequest(
+            component,
+            precision.scheme,
+            precision.algorithm,
+            weight_format(precision.scheme, component, offered),
+        )
+        for name, (component, precision) in wishes.items()
+        if precision.scheme in offered
+    }
     problems += _unsupported(request, quantizer)
     if problems:
         raise PlanError("The recipe's precision cannot be met:\n  " + "\n  ".join(problems))
@@ -66,21 +81,36 @@ def resolve(
 
 
 def check_columns(request: Request, columns: Mapping[str, int]) -> None:
-    """Groups that do not divide a module's K columns: rounding to nearest and GPTQ end with a short group,
-    AWQ's search cannot (it reshapes the matrix to rows of one group).
+    """Groups that do not divide a module's K columns: rounding to nearest and GPTQ end with a short group.
+    AWQ's search cannot (it reshapes the matrix to rows of one group), and not every runtime stores one.
 
     Raises PlanError that names every such module.
     """
-    problems = [
-        f"{name}: AWQ with groups of {wanted.format.group} needs a multiple of that many columns, "
-        f"it has {columns[name]}. Override it with `algorithm: rtn` or a per-channel scheme."
-        for name, wanted in request.items()
-        if wanted.algorithm is Algorithm.AWQ
-        and wanted.format.group is not None
-        and columns[name] % wanted.format.group
-    ]
+    problems = []
+    for name, wanted in request.items():
+        group = wanted.format.group
+        if group is None or columns[name] % group == 0:
+            continue
+        needs = f"groups of {group} need a multiple of that many columns, it has {columns[name]}"
+        if wanted.format.whole_groups:
+            problems.append(f"{name}: on this target {needs}. Override it with a per-channel scheme.")
+        elif wanted.algorithm is Algorithm.AWQ:
+            mending = "Override it with `algorithm: rtn` or a per-channel scheme."
+            problems.append(f"{name}: AWQ with {needs}. {mending}")
     if problems:
         raise PlanError("Group sizes do not fit:\n  " + "\n  ".join(problems))
+
+
+def _refused(
+    wishes: Iterable[tuple[Component, Precision]], offered: Mapping[Scheme, WeightFormat], device: str
+) -> list[str]:
+    """One sentence per (component, scheme) that the accelerator refuses."""
+    accepted = ", ".join(scheme.value for scheme in offered)
+    refused = dict.fromkeys((part, one.scheme) for part, one in wishes if one.scheme not in offered)
+    return [
+        f"{part.value} {scheme.value}: {device} refuses it; it accepts {accepted} and fp16."
+        for part, scheme in refused
+    ]
 
 
 def _unsupported(request: Request, quantizer: Quantizer) -> list[str]:
@@ -128,8 +158,8 @@ def _neural_compressor_reason(wanted: ModuleRequest) -> str:
 def _modelopt_reason(wanted: ModuleRequest) -> str:
     if wanted.algorithm is Algorithm.GPTQ:
         return "gptq is offered by `quantizer: neural-compressor`."
-    if wanted.algorithm is Algorithm.SMOOTHQUANT and wanted.scheme is not Scheme.W8A8:
-        return "smoothquant goes with w8a8."
+    if wanted.algorithm is Algorithm.SMOOTHQUANT and not wanted.format.static_activation:
+        return "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime)."
     if wanted.algorithm is Algorithm.AWQ and (wanted.format.bits != 4 or wanted.format.group is None):
         return "awq goes with 4-bit groups (w4a16_g32, w4a16_g64, w4a16_g128)."
     return ""

@@ -107,9 +107,9 @@ class ModelSpec:
 
     family: str
     runtime: str
-    """Which runtime executes the graphs: "onnxruntime"."""
+    """Which runtime executes the graphs: "onnxruntime" or "litert"."""
     graphs: Mapping[str, str]
-    """component → path inside the bundle: vision_encoder, embedding, decoder."""
+    """component → path inside the bundle: vision_encoder, embedding, decoder; LiteRT has one "model"."""
     image: ImageSpec
     prompt: PromptSpec
     image_token_id: int

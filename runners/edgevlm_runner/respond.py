@@ -59,7 +59,7 @@ class Respondent:
         self._seed = int(bundle.manifest["seeds"]["evaluation"])
         target = json.loads(bundle.path("target.json").read_text(encoding="utf-8"))
         self.threads = threads or int(target["threads"])
-        self.runtime = runtimes.load(bundle.root, bundle.model, self.threads)
+        self.runtime = runtimes.load(bundle.root, bundle.model, self.threads, target["accelerator"])
 
     def __enter__(self) -> Respondent:
         return self

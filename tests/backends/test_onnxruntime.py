@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy import backends, resources
 from edgevlm_deploy.backends import onnxruntime
-from edgevlm_deploy.errors import ExportError, PlanError
+from edgevlm_deploy.errors import ExportError, MissingExtraError, PlanError
 from edgevlm_deploy.export import graph
 from edgevlm_deploy.lint import tensorrt
+from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.quantize import uniform
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
@@ -203,9 +205,19 @@ def test_half_precision_leaves_what_would_overflow() -> None:
 
 
 def test_backends_that_are_not_here_are_named() -> None:
-    assert backends.compiler(Backend.ONNXRUNTIME) is onnxruntime.compile
-    with pytest.raises(PlanError, match="litert is not offered"):
-        backends.compiler(Backend.LITERT)
+    here = Plan(resources.recipe("default"), resources.target("host-cpu"), {})
+    assert backends.compiler(here, list) is onnxruntime.compile
+    with pytest.raises(PlanError, match="tensorrt is not offered"):
+        backends.compiler(dataclasses.replace(here, target=resources.target("orin")), list)
+
+
+def test_a_backend_without_its_packages_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends.require_packages(Backend.LITERT)
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(
+        MissingExtraError, match=r"needs litert-torch, .*pip install 'edgevlm\[compile,litert"
+    ):
+        backends.require_packages(Backend.LITERT)
 
 
 _ON_A_DEVICE = """

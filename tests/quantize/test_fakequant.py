@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from precision import wanted
 
 from edgevlm_deploy.errors import QuantizationError
-from edgevlm_deploy.quantize import ModuleRequest, QuantizedModel, QuantizedTable, fakequant
+from edgevlm_deploy.quantize import QuantizedModel, QuantizedTable, fakequant
 from edgevlm_deploy.quantize.rounding import round_to_nearest, weight_of
 from edgevlm_deploy.recipe import Algorithm, Component, Scheme
 
@@ -20,8 +21,8 @@ NORM = "model.text_model.norm.weight"
 
 @pytest.fixture
 def quantized(float_model: Any) -> QuantizedModel:
-    row = ModuleRequest(Component.EMBEDDING, Scheme.W8A16, Algorithm.RTN)
-    static = ModuleRequest(Component.VISION_ENCODER, Scheme.W8A8, Algorithm.RTN)
+    row = wanted(Component.EMBEDDING, Scheme.W8A16, Algorithm.RTN)
+    static = wanted(Component.VISION_ENCODER, Scheme.W8A8, Algorithm.RTN)
     modules = {
         EMBEDDING: round_to_nearest(weight_of(float_model, EMBEDDING), row),
         FC1: round_to_nearest(weight_of(float_model, FC1), static, activation_scale=0.02),
@@ -56,8 +57,8 @@ def test_static_activation_is_the_quantise_dequantise_of_onnx(
 
 def test_a_tied_embedding_and_head_become_two_weights(tied_model: Any) -> None:
     assert tied_model.lm_head.weight is tied_model.model.text_model.embed_tokens.weight
-    row = ModuleRequest(Component.EMBEDDING, Scheme.W8A16, Algorithm.RTN)
-    group = ModuleRequest(Component.HEAD, Scheme.W4A16_G32, Algorithm.RTN)
+    row = wanted(Component.EMBEDDING, Scheme.W8A16, Algorithm.RTN)
+    group = wanted(Component.HEAD, Scheme.W4A16_G32, Algorithm.RTN)
     weight = weight_of(tied_model, "lm_head")
     table = QuantizedTable(
         {EMBEDDING: round_to_nearest(weight, row), "lm_head": round_to_nearest(weight, group)}

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from precision import wanted
 
 from edgevlm_deploy.errors import QuantizationError
-from edgevlm_deploy.quantize import ModuleRequest, QuantizedLinear, QuantizedModel, QuantizedTable
+from edgevlm_deploy.quantize import QuantizedLinear, QuantizedModel, QuantizedTable
 from edgevlm_deploy.quantize.rounding import round_to_nearest
 from edgevlm_deploy.quantize.table import StaticActivation
 from edgevlm_deploy.quantize.verification import verify
 from edgevlm_deploy.recipe import Algorithm, Component, Scheme
 
-W8A8 = ModuleRequest(Component.VISION_ENCODER, Scheme.W8A8, Algorithm.RTN)
-W4 = ModuleRequest(Component.DECODER, Scheme.W4A16_G32, Algorithm.RTN)
+W8A8 = wanted(Component.VISION_ENCODER, Scheme.W8A8, Algorithm.RTN)
+W4 = wanted(Component.DECODER, Scheme.W4A16_G32, Algorithm.RTN)
 REQUEST = {"v.fc1": W8A8, "t.q": W4}
 SHAPES = {"v.fc1.weight": (6, 40), "t.q.weight": (5, 70), "t.norm.weight": (70,)}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from precision import wanted
 
 from edgevlm_deploy.errors import PlanError
-from edgevlm_deploy.quantize.request import ModuleRequest, check_columns, resolve
+from edgevlm_deploy.quantize.request import check_columns, resolve
 from edgevlm_deploy.recipe import Algorithm, Component, ModuleOverride, Precision, Quantizer, Scheme
+from edgevlm_deploy.target import Backend
 
 INC, TENSORRT = Quantizer.NEURAL_COMPRESSOR, Quantizer.TENSORRT
 MODULES = {
@@ -37,11 +39,11 @@ def test_components_and_overrides() -> None:
         INC,
     )
     assert request == {
-        "t.embed": ModuleRequest(Component.EMBEDDING, Scheme.W8A16, Algorithm.RTN),
-        "t.layers.0.q_proj": ModuleRequest(Component.DECODER, Scheme.W4A16_G32, Algorithm.GPTQ),
-        "t.layers.0.down_proj": ModuleRequest(Component.DECODER, Scheme.W8A16, Algorithm.RTN),
-        "t.layers.1.down_proj": ModuleRequest(Component.DECODER, Scheme.W8A16, Algorithm.RTN),
-        "lm_head": ModuleRequest(Component.HEAD, Scheme.W4A16_CHANNEL, Algorithm.RTN),
+        "t.embed": wanted(Component.EMBEDDING, Scheme.W8A16, Algorithm.RTN),
+        "t.layers.0.q_proj": wanted(Component.DECODER, Scheme.W4A16_G32, Algorithm.GPTQ),
+        "t.layers.0.down_proj": wanted(Component.DECODER, Scheme.W8A16, Algorithm.RTN),
+        "t.layers.1.down_proj": wanted(Component.DECODER, Scheme.W8A16, Algorithm.RTN),
+        "lm_head": wanted(Component.HEAD, Scheme.W4A16_CHANNEL, Algorithm.RTN),
     }
 
 
@@ -67,8 +69,8 @@ def test_later_overrides_win() -> None:
     ],
 )
 def test_formats(scheme: Scheme, component: Component, bits: int, block: int, static: bool) -> None:
-    wanted = ModuleRequest(component, scheme, Algorithm.RTN).format
-    assert (wanted.bits, wanted.block(96), wanted.static_activation) == (bits, block, static)
+    form = wanted(component, scheme).format
+    assert (form.bits, form.block(96), form.static_activation) == (bits, block, static)
 
 
 def test_every_problem_is_reported_at_once() -> None:
@@ -113,9 +115,61 @@ def test_gptq_and_awq_are_not_mixed_in_one_decoder() -> None:
 
 def test_awq_needs_groups_that_divide_the_columns() -> None:
     request = {
-        "gptq": ModuleRequest(Component.DECODER, Scheme.W4A16_G32, Algorithm.GPTQ),
-        "awq": ModuleRequest(Component.DECODER, Scheme.W4A16_G32, Algorithm.AWQ),
+        "gptq": wanted(Component.DECODER, Scheme.W4A16_G32, Algorithm.GPTQ),
+        "awq": wanted(Component.DECODER, Scheme.W4A16_G32, Algorithm.AWQ),
     }
     check_columns(request, {"gptq": 40, "awq": 64})
     with pytest.raises(PlanError, match="awq: AWQ with groups of 32"):
         check_columns(request, {"gptq": 40, "awq": 40})
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("scheme", "bits", "block"),
+    [
+        (Scheme.W8A8, 8, 128),
+        (Scheme.W8A16, 8, 128),
+        (Scheme.W4A16_G32, 4, 32),
+        (Scheme.W4A16_G128, 4, 128),
+        (Scheme.W4A16_CHANNEL, 4, 128),
+        (Scheme.W3A16_CHANNEL, 3, 128),
+    ],
+)
+def test_formats_of_litert(accelerator: str, scheme: Scheme, bits: int, block: int) -> None:
+    """Eight bits are per channel, and no input range is in the table: LiteRT finds it while running."""
+    request = resolve(
+        {Component.DECODER: precision(scheme), Component.EMBEDDING: precision(Scheme.W8A16)},
+        (),
+        MODULES,
+        INC,
+        Backend.LITERT,
+        accelerator,
+    )
+    form = request["t.layers.0.q_proj"].format
+    assert (form.bits, form.block(128), form.static_activation) == (bits, block, False)
+    assert request["t.embed"].format.block(128) == 128
+
+
+def test_what_the_npu_refuses_is_named_with_what_it_accepts() -> None:
+    wishes = {
+        Component.DECODER: precision(Scheme.W4A16_G32, Algorithm.GPTQ),
+        Component.HEAD: precision(Scheme.W8A8),
+    }
+    with pytest.raises(
+        PlanError, match=r"decoder w4a16_g32: litert on its npu refuses it; it accepts w8a8, w8a16"
+    ):
+        resolve(wishes, (), MODULES, INC, Backend.LITERT, "npu")
+    request = resolve({Component.HEAD: precision(Scheme.W8A16)}, (), MODULES, INC, Backend.LITERT, "npu")
+    assert request["lm_head"].format.graph_activation_bits == 16
+
+
+def test_an_accelerator_that_litert_does_not_have() -> None:
+    with pytest.raises(PlanError, match="no accelerator 'dla'; it has cpu, gpu, npu"):
+        resolve({}, (), MODULES, INC, Backend.LITERT, "dla")
+
+
+def test_litert_stores_whole_groups_only() -> None:
+    request = {"up": wanted(Component.DECODER, Scheme.W4A16_G64, backend=Backend.LITERT)}
+    check_columns(request, {"up": 128})
+    with pytest.raises(PlanError, match="up: on this target groups of 64 need a multiple"):
+        check_columns(request, {"up": 104})

@@ -7,6 +7,7 @@ from typing import Any, Dict, Protocol
 
 import numpy as np
 
+from edgevlm_runner.bundle import default_cache
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import BundleError
 
@@ -43,19 +44,26 @@ class Runtime(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-def load(root: Path, spec: ModelSpec, threads: int) -> Runtime:
+def load(root: Path, spec: ModelSpec, threads: int, accelerator: str = "cpu") -> Runtime:
     """The runtime that `spec.runtime` names, with the graphs below `root` loaded and a cache allocated.
 
+    accelerator: what the target computes on; only LiteRT has a choice.
     Raises BundleError for a runtime that this version does not know, RuntimeUnavailable when its package
     is missing, ExecutionError when it refuses a graph.
     """
-    if spec.runtime != "onnxruntime":
+    runtime: Runtime
+    if spec.runtime == "onnxruntime":
+        from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
+
+        runtime = OnnxRuntime(root, spec, threads)
+    elif spec.runtime == "litert":
+        from edgevlm_runner.runtimes.litert import LiteRt
+
+        runtime = LiteRt(root, spec, threads, accelerator, packed_weights=default_cache() / "xnnpack")
+    else:
         raise BundleError(
-            f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime'. "
+            f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime' and 'litert'. "
             "Use the runner of the edgevlm that compiled it."
         )
-    from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
-
-    runtime = OnnxRuntime(root, spec, threads)
     runtime.start(spec.max_context)
     return runtime

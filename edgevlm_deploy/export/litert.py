@@ -1,0 +1,211 @@
+"""A VLM as one .tflite file whose signatures share their weights. The only importer of litert_torch.
+
+    encode_image   pixel_values [1, 3, S, S] → image_features [1, tokens per tile, D]
+    embed_N        token_ids int32 [1, N] → embeddings [1, N, D]; N is 1 or a prefill length
+    prefill_N      embeddings [1, N, D], input_pos int32 [N], mask [1, 1, N, C], kv_cache_k_0, …
+                   → the same kv_cache_*, each [1, kv heads, C, head dim], the N tokens written at input_pos
+    decode         prefill of one token, with logits [1, 1, V]
+
+The mask is added to the scores: 0 where a token is seen, −1e4 where not (−inf would give NaN). `prefill_N`
+and `decode` have the longest cache; a shorter one of C tokens has `prefill_N_cache_C` and `decode_cache_C`,
+which is how litert-torch's own exporter of language models names them.
+
+Decoding starts from embeddings, as prefill does. The runner's `step` is then one kind of call, and LiteRT-LM
+takes such a decoder next to an embedder; a decoder from tokens would need the embedding table twice.
+Prefill has no logits: the last token of a prompt is decoded, so nobody pays for logits that nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from edgevlm_deploy import quiet
+from edgevlm_deploy.errors import EdgeVlmError, ExportError, MissingExtraError, StorageError
+from edgevlm_deploy.export.attention import PLAIN_ATTENTION, STATIC_CACHE_ATTENTION, StaticCache, attention
+from edgevlm_deploy.export.components import Embedding, VisionEncoder, check_rotary
+
+
+@dataclass(frozen=True)
+class StaticLengths:
+    """What the graphs are made for, in tokens, ascending."""
+
+    caches: tuple[int, ...]
+    prefills: tuple[int, ...]
+
+    def signatures(self) -> dict[str, tuple[int, int]]:
+        """Name of every decoder signature → (new tokens N, cache length C). N = 1 is decoding."""
+        found = {}
+        for cache in reversed(self.caches):
+            suffix = "" if cache == self.caches[-1] else f"_cache_{cache}"
+            for tokens in self.prefills:
+                if tokens <= cache:
+                    found[f"prefill_{tokens}{suffix}"] = tokens, cache
+            found[f"decode{suffix}"] = 1, cache
+        return found
+
+
+class _EncodeImage(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.encoder = VisionEncoder(source)
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"image_features": self.encoder(pixel_values)}
+
+
+class _Embed(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.embedding = Embedding(source)
+
+    def forward(self, token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"embeddings": self.embedding(token_ids)}
+
+
+class _Prefill(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(
+        self, embeddings: torch.Tensor, input_pos: torch.Tensor, mask: torch.Tensor, **cache: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        return self._run(embeddings, input_pos, mask, cache)[1]
+
+    def _run(
+        self,
+        embeddings: torch.Tensor,
+        input_pos: torch.Tensor,
+        mask: torch.Tensor,
+        cache: dict[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        from litert_torch.generative.custom_ops.dynamic_update_slice import dynamic_update_slice
+
+        def write(held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            zero = torch.zeros((), dtype=torch.int32)
+            return dynamic_update_slice(held, new, [zero, zero, input_pos[0].clone(), zero])
+
+        layers = range(self.source.config.text_config.num_hidden_layers)
+        static = StaticCache(
+            past=tuple((cache[f"kv_cache_k_{i}"], cache[f"kv_cache_v_{i}"]) for i in layers),
+            write=write,
+            mask=mask,
+        )
+        hidden = self.source.model.text_model(
+            inputs_embeds=embeddings,
+            position_ids=input_pos[None],
+            use_cache=False,
+            static_cache=static,
+        ).last_hidden_state
+        present: dict[str, torch.Tensor] = {}
+        for layer, (key, value) in sorted(static.present.items()):
+            present |= {f"kv_cache_k_{layer}": key, f"kv_cache_v_{layer}": value}
+        return hidden, present
+
+
+class _Decode(_Prefill):
+    def forward(
+        self, embeddings: torch.Tensor, input_pos: torch.Tensor, mask: torch.Tensor, **cache: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        hidden, present = self._run(embeddings, input_pos, mask, cache)
+        return {"logits": self.source.lm_head(hidden), **present}
+
+
+def export(source: Any, lengths: StaticLengths, path: Path) -> None:
+    """Write the float graphs of `source` (float32, in evaluation mode) to `path`.
+
+    Raises MissingExtraError without litert-torch, ExportError when it refuses the model or delivers other
+    signatures, StorageError when the disk does not take the file.
+    """
+    check_rotary(source)
+    with _library() as library, torch.no_grad():
+        converter = _signatures(library, source, lengths)
+        with (
+            attention(source.model.vision_model.config, PLAIN_ATTENTION),
+            attention(source.model.text_model.config, STATIC_CACHE_ATTENTION),
+            mock.patch.object(torch.nn.LayerNorm, "forward", _layer_norm),
+        ):
+            made = converter.convert(strict_export=False)
+        expected = {"encode_image", *_embed_lengths(lengths), *lengths.signatures()}
+        try:
+            made.export(str(path))
+        except OSError as error:
+            raise StorageError(
+                f"{path}: cannot be written ({error}). Free space or choose another folder."
+            ) from error
+    from edgevlm_deploy.export import tflite
+
+    found = set(tflite.load(path).signatures)
+    if found != expected:
+        raise ExportError(
+            f"{path} has the signatures {sorted(found)}, expected {sorted(expected)}. "
+            "Is this version of litert-torch supported?"
+        )
+
+
+def _layer_norm(norm: torch.nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
+    """The same norm, with its weight multiplied into the reciprocal deviation of each token.
+
+    The converter folds a constant that is multiplied with the input of a biased linear layer into the
+    layer's weights, which are then no longer those that were quantised. A constant that is added goes into
+    the bias, which may.
+    """
+    centred = hidden.contiguous() - hidden.mean(-1, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + norm.eps) * norm.weight
+    return centred * scale + norm.bias
+
+
+def _embed_lengths(lengths: StaticLengths) -> dict[str, int]:
+    return {f"embed_{tokens}": tokens for tokens in (1, *lengths.prefills)}
+
+
+def _signatures(library: Any, source: Any, lengths: StaticLengths) -> Any:
+    """A converter that knows what to convert."""
+    text, side = source.config.text_config, source.config.vision_config.image_size
+    pixels = torch.zeros(1, 3, side, side)
+    converter = library.signature(
+        "encode_image", _EncodeImage(source).eval(), sample_kwargs={"pixel_values": pixels}
+    )
+    for name, tokens in _embed_lengths(lengths).items():
+        ids = torch.ones(1, tokens, dtype=torch.int32)
+        converter.signature(name, _Embed(source).eval(), sample_kwargs={"token_ids": ids})
+    for name, (tokens, cache) in lengths.signatures().items():
+        held = torch.zeros(1, text.num_key_value_heads, cache, text.head_dim)
+        arguments = {
+            "embeddings": torch.zeros(1, tokens, text.hidden_size),
+            "input_pos": torch.arange(tokens, dtype=torch.int32),
+            "mask": torch.zeros(1, 1, tokens, cache),
+        }
+        for layer in range(text.num_hidden_layers):
+            arguments |= {f"kv_cache_k_{layer}": held.clone(), f"kv_cache_v_{layer}": held.clone()}
+        module = _Decode(source) if tokens == 1 else _Prefill(source)
+        converter.signature(name, module.eval(), sample_kwargs=arguments)
+    return converter
+
+
+@contextlib.contextmanager
+def _library() -> Iterator[Any]:
+    """`litert_torch`, without its log lines, prints and import-time warnings.
+
+    Raises MissingExtraError when it is not installed, ExportError for what it raises itself.
+    """
+    with quiet.libraries(prints=True):
+        try:
+            import litert_torch
+        except ImportError as error:
+            raise MissingExtraError(
+                f"Compiling for LiteRT needs litert-torch ({error}): pip install 'edgevlm[litert]'"
+            ) from error
+        try:
+            yield litert_torch
+        except EdgeVlmError:
+            raise
+        except Exception as error:
+            raise ExportError(f"litert-torch failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,58 @@
+"""Real inputs of every signature of a float .tflite file, for ranges of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.generate import splice
+from edgevlm_runner.inputs import Inputs
+from edgevlm_runner.runtimes.litert import LiteRt
+
+DECODED = 4
+"""Last tokens of a sample that are decoded one by one; those before are prefilled."""
+
+Call = Mapping[str, Any]
+"""Input name → array."""
+
+
+def calls(root: Path, spec: ModelSpec, signature: str, samples: Iterable[Inputs]) -> Iterator[Call]:
+    """What `signature` of the file below `root` is given while the samples run; one sample in memory.
+
+    Prompts that are longer than the signature's cache are cut.
+    """
+    with _Recorder(root, spec, signature) as recorder:
+        for sample in samples:
+            recorder.calls = []
+            recorder.run(sample)
+            yield from recorder.calls
+
+
+class _Recorder(LiteRt):
+    """Runs on the lengths of one signature alone, and copies its cache, so that earlier states are kept."""
+
+    def __init__(self, root: Path, spec: ModelSpec, signature: str) -> None:
+        super().__init__(root, spec, in_place=False)
+        self._watched = signature
+        self.calls: list[Call] = []
+        wanted = [key for key, name in self._steps.items() if name == signature]
+        for cache, tokens in wanted:
+            pair = {(cache, tokens), (cache, 1)}
+            self._steps = {key: name for key, name in self._steps.items() if key in pair}
+
+    def run(self, sample: Inputs) -> None:
+        features = None if sample.pixel_values is None else self.encode_image(sample.pixel_values)
+        embeds = splice(self.embed(sample.input_ids), features, sample.input_ids, self._spec)
+        embeds = embeds[:, : min(length for length, _ in self._steps)]
+        self.reset()
+        first = max(1, embeds.shape[1] - DECODED)
+        self.step(embeds[:, :first])
+        for at in range(first, embeds.shape[1]):
+            self.step(embeds[:, at : at + 1])
+
+    def _run(self, signature: str, inputs: dict[str, Any], cache: Any) -> Any:
+        if signature == self._watched:
+            self.calls.append({**inputs, **(cache or {})})
+        return super()._run(signature, inputs, cache)
