@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,11 @@ def test_a_damaged_graph_is_found_before_it_runs(compiled: Path, tmp_path: Path)
     data = bytearray(compiled.read_bytes())
     data[len(data) // 3] ^= 1
     (tmp_path / "damaged.edgevlm").write_bytes(data)
+    # A cache of its own: where the sound bundle was unpacked before, that copy would be run.
+    own_cache = {**os.environ, "EDGEVLM_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", "edgevlm_runner", str(tmp_path / "damaged.edgevlm"), "--out", str(tmp_path)],
+        env=own_cache,
         capture_output=True,
         text=True,
         check=False,
