@@ -72,4 +72,4 @@ def test_a_damaged_graph_is_found_before_it_runs(compiled: Path, tmp_path: Path)
         text=True,
         check=False,
     )
-    assert done.returncode == 20 and "altered or damaged" in done.stderr
+    assert done.returncode == 20 and "not a whole bundle" in done.stderr
