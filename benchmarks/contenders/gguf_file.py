@@ -31,17 +31,9 @@ def write_text(checkpoint: Path, shape: Mapping[str, Any], layers: str, path: Pa
     import gguf  # type: ignore[import-not-found]
 
     with _writer(path, "llama") as writer:
-        writer.add_block_count(shape["layers"])
-        writer.add_context_length(shape["max_context"])
-        writer.add_embedding_length(shape["hidden_size"])
-        writer.add_feed_forward_length(shape["intermediate_size"])
-        writer.add_head_count(shape["heads"])
-        writer.add_head_count_kv(shape["kv_heads"])
-        writer.add_rope_dimension_count(shape["head_dim"])
-        writer.add_rope_freq_base(shape["rope_theta"])
-        writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
+        _add_text_shape(writer, shape)
         writer.add_vocab_size(shape["vocab_size"])
-        _add_words(writer, shape["vocab_size"])
+        writer.add_tokenizer_model("no_vocab")
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape["layers"])
         for name, values in tensors(checkpoint):
             if name.startswith(VISION):
@@ -51,6 +43,21 @@ def write_text(checkpoint: Path, shape: Mapping[str, Any], layers: str, path: Pa
                 values = interleaved(values, values.shape[0] // shape["head_dim"])
             kind = layers if place.startswith("blk.") else "Q8_0"
             _add(writer, place, values, "F32" if values.ndim == 1 else kind)
+
+
+def write_words(shape: Mapping[str, Any], path: Path) -> None:
+    """The text tower without weights and with a vocabulary, which llama.cpp's vision tower looks its marks up in.
+
+    Prompts come as ids, so all other words are placeholders.
+    """
+    words = [*WORDS_IN_USE, *(chr(0x21 + i) for i in range(94))]
+    with _writer(path, "llama") as writer:
+        _add_text_shape(writer, shape)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(words)
+        writer.add_token_types([4 if len(word) > 2 else 1 for word in words])  # 4: defined by the user
+        writer.add_token_merges(["a b"])
 
 
 def write_vision(checkpoint: Path, shape: Mapping[str, Any], kind: str, path: Path) -> None:
@@ -113,15 +120,16 @@ def _add(writer: Any, name: str, values: NDArray[np.float32], kind: str) -> None
     writer.add_tensor(name, gguf.quantize(values, stored), raw_dtype=stored)
 
 
-def _add_words(writer: Any, vocab_size: int) -> None:
-    """A vocabulary of placeholders: prompts come as ids, only the picture's marks are looked up."""
-    words = [*WORDS_IN_USE, *(chr(0x21 + i) for i in range(94))]
-    words += [f"<word-{i}>" for i in range(len(words), vocab_size)]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(words)
-    writer.add_token_types([4 if word.startswith("<") and len(word) > 1 else 1 for word in words])
-    writer.add_token_merges(["a b"])
+def _add_text_shape(writer: Any, shape: Mapping[str, Any]) -> None:
+    writer.add_block_count(shape["layers"])
+    writer.add_context_length(shape["max_context"])
+    writer.add_embedding_length(shape["hidden_size"])
+    writer.add_feed_forward_length(shape["intermediate_size"])
+    writer.add_head_count(shape["heads"])
+    writer.add_head_count_kv(shape["kv_heads"])
+    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_rope_freq_base(shape["rope_theta"])
+    writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
 
 
 def tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:

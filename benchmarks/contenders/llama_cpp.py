@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.contenders.gguf_file import weight_bytes, write_text, write_vision
+from benchmarks.contenders.gguf_file import weight_bytes, write_text, write_vision, write_words
 from benchmarks.shape import CHECKPOINT
 from benchmarks.workload import IMAGE_TOKENS, picture, serve
 
@@ -33,6 +33,9 @@ class LlamaCpp:
             write_text(checkpoint, self._shape, layers, text)
         if not vision.is_file():
             write_vision(checkpoint, self._shape, VISION_TYPE, vision)
+        words = directory / "words.gguf"
+        if not words.is_file():
+            write_words(self._shape, words)
         self._weight_bytes = weight_bytes(text)
         self._silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._silence, ctypes.c_void_p(0))
@@ -46,7 +49,12 @@ class LlamaCpp:
         self._context = llama_cpp.llama_init_from_model(model, options)
         if not self._context:
             raise RuntimeError(f"llama.cpp does not load {text}")
-        self._eye = _Eye(model, vision, self._shape, threads, self._silence)
+        options = llama_cpp.llama_model_default_params()
+        options.vocab_only = True
+        named = llama_cpp.llama_model_load_from_file(str(words).encode(), options)
+        if not named:
+            raise RuntimeError(f"llama.cpp does not load {words}")
+        self._eye = _Eye(named, vision, self._shape, threads, self._silence)
         self._features: NDArray[np.float32] | None = None
 
     def look(self) -> NDArray[np.float32]:
