@@ -46,7 +46,7 @@ def write_text(checkpoint: Path, shape: Mapping[str, Any], layers: str, path: Pa
 
 
 def write_words(shape: Mapping[str, Any], path: Path) -> None:
-    """The text tower without weights and with a vocabulary, which llama.cpp's vision tower looks its marks up in.
+    """The text tower without weights, with a vocabulary: llama.cpp's vision tower looks its marks up there.
 
     Prompts come as ids, so all other words are placeholders.
     """
