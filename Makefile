@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench device-arm64 schemas clean
+.PHONY: demo test lint bench device-arm64 device-pythons schemas clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgevlm compile demo --target host-cpu
@@ -30,6 +30,12 @@ EVERY ?= 5
 
 device-arm64: $(INSTALLED) $(BUNDLES)
 	$(BIN)/python tests/arm64/proof.py --every $(EVERY) $(BUNDLES)
+
+# The wheel with base dependencies alone on other Pythons, as a device installs it.
+PYTHONS ?= python3.10 python3.12 python3.13
+
+device-pythons: $(INSTALLED) build/demo-host-cpu.edgevlm
+	tests/device/pythons.sh build/demo-host-cpu.edgevlm $(PYTHONS)
 
 build/demo-host-cpu.edgevlm: | $(INSTALLED)
 	$(BIN)/edgevlm compile demo --target host-cpu --no-evidence
