@@ -48,7 +48,7 @@ def write_text(checkpoint: Path, shape: Mapping[str, Any], layers: str, path: Pa
 def write_words(shape: Mapping[str, Any], path: Path) -> None:
     """The text tower without weights, with a vocabulary: llama.cpp's vision tower looks its marks up there.
 
-    Prompts come as ids, so all other words are placeholders.
+    No other word is ever looked up, because prompts come as ids.
     """
     words = [*WORDS_IN_USE, *(chr(0x21 + i) for i in range(94))]
     with _writer(path, "llama") as writer:

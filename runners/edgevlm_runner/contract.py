@@ -90,7 +90,7 @@ class PromptSpec:
     """The chat template rendered once on the host, with two slots left open.
 
     `with_image` and `text_only` contain the literal "{question}"; `with_image` also
-    contains "{image}" where the image placeholder expands.
+    contains "{image}" where the picture's tokens go.
     """
 
     with_image: str

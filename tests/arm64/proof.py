@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def prove(path: Path, every: int, pictures: int, out: Path, root: Path) -> Proof:
-    folder, there = out.resolve() / path.stem, root / "work" / path.stem
+    folder, there = out.resolve() / path.stem, root / "bundles" / path.stem
     for one in (folder, there):
         # Evidence stays: the runner takes up the answers of a run that was cut off.
         shutil.rmtree(one / "bundle", ignore_errors=True)
@@ -84,7 +84,7 @@ def prove(path: Path, every: int, pictures: int, out: Path, root: Path) -> Proof
 
     here = [sys.executable]
     emulated = [str(HERE / "root.sh"), "run", str(root), "/usr/bin/python3"]
-    inside = f"/work/{path.stem}"
+    inside = f"/bundles/{path.stem}"
     count = ["--pictures", str(pictures)]
     pixels = json.loads(_output([*here, str(HERE / "pixels.py"), str(bundle), *count]))
     arm_pixels = json.loads(_output([*emulated, f"{inside}/pixels.py", f"{inside}/bundle", *count]))

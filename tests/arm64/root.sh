@@ -2,7 +2,7 @@
 # An emulated ARM64 machine: a Debian arm64 root in which QEMU runs the edgevlm wheel.
 #
 #   tests/arm64/root.sh build PYTHON ROOT    make or complete it, install the wheel of this checkout
-#   tests/arm64/root.sh run ROOT COMMAND …   run a command inside; ROOT/work is its folder /work
+#   tests/arm64/root.sh run ROOT COMMAND …   run a command inside; ROOT/bundles is its folder /bundles
 #
 # Needs root rights and the Debian packages debootstrap, qemu-user-static and binfmt-support. Packages come
 # from the mirrors that apt and pip of this machine are configured with; nothing is fetched inside the root.
@@ -28,7 +28,7 @@ build() {
 
     # The host's pip unpacks the other machine's wheels, at the locked versions: emulated, it would take minutes.
     rm -rf "$root/edgevlm" "$root/wheel"
-    mkdir -p "$root/work"
+    mkdir -p "$root/bundles"
     "$host_python" -m build --wheel --no-isolation --outdir "$root/wheel" "$checkout"
     "$host_python" -m pip install --quiet --no-compile --target "$root/edgevlm" \
         --constraint "$checkout/constraints.txt" --only-binary=:all: --implementation cp --python-version "$python" \
@@ -43,7 +43,7 @@ print(platform.machine(), platform.python_version(), "onnxruntime", onnxruntime.
 run() {
     root=$1 && shift
     env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 QEMU_CPU=cortex-a76 PYTHONPATH=/edgevlm \
-        PYTHONDONTWRITEBYTECODE=1 EDGEVLM_CACHE=/work/cache \
+        PYTHONDONTWRITEBYTECODE=1 EDGEVLM_CACHE=/bundles/cache \
         unshare --mount sh -c 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"' "$root" "$@"
 }
 
