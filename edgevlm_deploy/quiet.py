@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 
+from edgevlm_deploy.errors import EdgeVlmError, MissingExtraError
+
 
 @contextmanager
 def libraries(prints: bool = False) -> Iterator[None]:
@@ -31,6 +33,25 @@ def libraries(prints: bool = False) -> Iterator[None]:
                 silence.enter_context(_descriptor_to_nowhere(1))
                 silence.enter_context(_descriptor_to_nowhere(2))
         yield
+
+
+@contextmanager
+def library(name: str, purpose: str, extra: str, failure: type[EdgeVlmError]) -> Iterator[None]:
+    """Import and use one library in silence; its errors become ours.
+
+    Raises MissingExtraError when it cannot be imported, `failure` for whatever else it raises itself.
+    """
+    with libraries(prints=True):
+        try:
+            yield
+        except EdgeVlmError:
+            raise
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{purpose} needs {name} ({error}): pip install 'edgevlm[{extra}]'"
+            ) from error
+        except Exception as error:
+            raise failure(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 
 from edgevlm_deploy import quiet
-from edgevlm_deploy.errors import EdgeVlmError, ExportError, MissingExtraError, StorageError
+from edgevlm_deploy.errors import ExportError, StorageError
 from edgevlm_deploy.export.attention import PLAIN_ATTENTION, STATIC_CACHE_ATTENTION, StaticCache, attention
 from edgevlm_deploy.export.components import Embedding, VisionEncoder, check_rotary
 
@@ -192,20 +192,8 @@ def _signatures(library: Any, source: Any, lengths: StaticLengths) -> Any:
 
 @contextlib.contextmanager
 def _library() -> Iterator[Any]:
-    """`litert_torch`, without its log lines, prints and import-time warnings.
+    """`litert_torch`; for its errors see `quiet.library`."""
+    with quiet.library("litert-torch", "Compiling for LiteRT", "litert", ExportError):
+        import litert_torch
 
-    Raises MissingExtraError when it is not installed, ExportError for what it raises itself.
-    """
-    with quiet.libraries(prints=True):
-        try:
-            import litert_torch
-        except ImportError as error:
-            raise MissingExtraError(
-                f"Compiling for LiteRT needs litert-torch ({error}): pip install 'edgevlm[litert]'"
-            ) from error
-        try:
-            yield litert_torch
-        except EdgeVlmError:
-            raise
-        except Exception as error:
-            raise ExportError(f"litert-torch failed: {type(error).__name__}: {error}") from error
+        yield litert_torch

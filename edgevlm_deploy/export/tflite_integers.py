@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm_deploy import quiet
-from edgevlm_deploy.errors import EdgeVlmError, ExportError, MissingExtraError, QuantizationError
+from edgevlm_deploy.errors import ExportError, QuantizationError
 from edgevlm_deploy.export.tflite import LOOKUP, PRODUCTS
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
 
@@ -233,30 +233,21 @@ def _container_bits(linear: QuantizedLinear) -> int:
 
 @contextlib.contextmanager
 def _library() -> Iterator[_Library]:
-    """Raises MissingExtraError when it is not installed, ExportError for what it raises itself."""
-    with quiet.libraries(prints=True):
-        try:
-            from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer
-            from ai_edge_quantizer.algorithms.nonlinear_quantize import float_casting
-            from ai_edge_quantizer.algorithms.uniform_quantize import common_quantize, naive_min_max_quantize
-            from ai_edge_quantizer.utils import qsv_utils, tfl_flatbuffer_utils
-        except ImportError as error:
-            raise MissingExtraError(
-                f"Compiling for LiteRT needs ai-edge-quantizer ({error}): pip install 'edgevlm[litert]'"
-            ) from error
-        try:
-            yield _Library(
-                quantizer.Quantizer,
-                qtyping,
-                algorithm_manager,
-                common_quantize,
-                float_casting,
-                tfl_flatbuffer_utils.get_tensor_data,
-                naive_min_max_quantize,
-                calibrator.Calibrator,
-                qsv_utils.min_max_update,
-            )
-        except EdgeVlmError:
-            raise
-        except Exception as error:
-            raise ExportError(f"ai-edge-quantizer failed: {type(error).__name__}: {error}") from error
+    """For its errors see `quiet.library`."""
+    with quiet.library("ai-edge-quantizer", "Compiling for LiteRT", "litert", ExportError):
+        from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer
+        from ai_edge_quantizer.algorithms.nonlinear_quantize import float_casting
+        from ai_edge_quantizer.algorithms.uniform_quantize import common_quantize, naive_min_max_quantize
+        from ai_edge_quantizer.utils import qsv_utils, tfl_flatbuffer_utils
+
+        yield _Library(
+            quantizer.Quantizer,
+            qtyping,
+            algorithm_manager,
+            common_quantize,
+            float_casting,
+            tfl_flatbuffer_utils.get_tensor_data,
+            naive_min_max_quantize,
+            calibrator.Calibrator,
+            qsv_utils.min_max_update,
+        )

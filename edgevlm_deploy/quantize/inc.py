@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm_deploy import quiet
-from edgevlm_deploy.errors import EdgeVlmError, MissingExtraError, QuantizationError
+from edgevlm_deploy.errors import QuantizationError
 from edgevlm_deploy.quantize import capture, folding, static_ranges
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
@@ -310,24 +310,12 @@ def _static_scales_of(model: Any, root: str, batches: Sequence[Batch]) -> dict[s
 
 @contextlib.contextmanager
 def _library() -> Iterator[Any]:
-    """`neural_compressor.torch.quantization`, without its log lines, prints and import-time warnings.
+    """`neural_compressor.torch.quantization`; for its errors see `quiet.library`."""
+    with quiet.library("Intel Neural Compressor", "Quantising", "compile", QuantizationError):
+        from neural_compressor.common import set_workspace
 
-    Raises MissingExtraError when it is not installed, QuantizationError for what it raises itself.
-    """
-    with quiet.libraries(prints=True):
-        try:
-            from neural_compressor.common import set_workspace
+        # It creates its workspace while being imported, by default in the working directory.
+        set_workspace(tempfile.gettempdir())
+        from neural_compressor.torch import quantization
 
-            # It creates its workspace while being imported, by default in the working directory.
-            set_workspace(tempfile.gettempdir())
-            from neural_compressor.torch import quantization
-        except ImportError as error:
-            raise MissingExtraError(
-                "Quantising needs Intel Neural Compressor: pip install 'edgevlm[compile]'"
-            ) from error
-        try:
-            yield quantization
-        except EdgeVlmError:
-            raise
-        except Exception as error:
-            raise QuantizationError(f"Neural Compressor failed: {type(error).__name__}: {error}") from error
+        yield quantization

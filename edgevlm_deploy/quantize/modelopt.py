@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgevlm_deploy import quiet
-from edgevlm_deploy.errors import DataError, EdgeVlmError, MissingExtraError, QuantizationError
+from edgevlm_deploy.errors import DataError, QuantizationError
 from edgevlm_deploy.quantize import capture, folding
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
@@ -151,21 +151,9 @@ def _read(name: str, wanted: ModuleRequest, module: Any) -> _Calibrated:
 
 @contextlib.contextmanager
 def _library() -> Iterator[Any]:
-    """`modelopt.torch.quantization`, without its prints and warnings (it warns of each newer transformers).
+    """`modelopt.torch.quantization`, which warns of each newer transformers; for its errors see
+    `quiet.library`."""
+    with quiet.library("NVIDIA Model Optimizer", "`quantizer: tensorrt`", "tensorrt", QuantizationError):
+        import modelopt.torch.quantization as mtq
 
-    Raises MissingExtraError when it is not installed, QuantizationError for what it raises itself.
-    """
-    with quiet.libraries(prints=True):
-        try:
-            import modelopt.torch.quantization as mtq
-        except ImportError as error:
-            raise MissingExtraError(
-                f"`quantizer: tensorrt` needs NVIDIA Model Optimizer ({error}): "
-                "pip install 'edgevlm[tensorrt]'"
-            ) from error
-        try:
-            yield mtq
-        except EdgeVlmError:
-            raise
-        except Exception as error:
-            raise QuantizationError(f"ModelOpt failed: {type(error).__name__}: {error}") from error
+        yield mtq
