@@ -29,7 +29,7 @@ BUNDLES ?= build/demo-host-cpu.edgevlm build/demo-host-cpu-int8.edgevlm
 EVERY ?= 5
 
 device-arm64: $(INSTALLED) $(BUNDLES)
-	$(BIN)/python tests/arm64/proof.py --every $(EVERY) $(BUNDLES)
+	$(BIN)/python tests/device/arm64/proof.py --every $(EVERY) $(BUNDLES)
 
 # The wheel with base dependencies alone on other Pythons, as a device installs it.
 PYTHONS ?= python3.10 python3.12 python3.13

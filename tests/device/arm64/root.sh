@@ -1,8 +1,8 @@
 #!/bin/sh
 # An emulated ARM64 machine: a Debian arm64 root in which QEMU runs the edgevlm wheel.
 #
-#   tests/arm64/root.sh build PYTHON ROOT    make or complete it, install the wheel of this checkout
-#   tests/arm64/root.sh run ROOT COMMAND …   run a command inside; ROOT/bundles is its folder /bundles
+#   tests/device/arm64/root.sh build PYTHON ROOT    make or complete it, install the wheel of this checkout
+#   tests/device/arm64/root.sh run ROOT COMMAND …   run a command inside; ROOT/bundles is its folder /bundles
 #
 # Needs root rights and the Debian packages debootstrap, qemu-user-static and binfmt-support. Packages come
 # from the mirrors that apt and pip of this machine are configured with; nothing is fetched inside the root.
@@ -12,7 +12,7 @@ suite=bookworm
 python=3.11
 
 build() {
-    host_python=$1 root=$2 checkout=$(cd "$(dirname "$0")/../.." && pwd)
+    host_python=$1 root=$2 checkout=$(cd "$(dirname "$0")/../../.." && pwd)
     for command in debootstrap qemu-aarch64-static update-binfmts; do
         command -v $command > /dev/null || fail "$command is missing: apt-get install debootstrap qemu-user-static binfmt-support"
     done

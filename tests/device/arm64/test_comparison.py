@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from arm64.comparison import Run, differ, problems
-from arm64.thin import kept, thin
+from device.arm64.comparison import Run, differ, problems
+from device.arm64.thin import kept, thin
 from edgevlm_runner.bundle import open_bundle
 from edgevlm_runner.contract import CLEAN, Answer, Item, write_jsonl
 from small_bundle import MODEL, listing, stored

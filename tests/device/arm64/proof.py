@@ -1,4 +1,4 @@
-"""`python tests/arm64/proof.py BUNDLE …`: the same bundles here and on an emulated ARM64 machine, compared.
+"""`python tests/device/arm64/proof.py BUNDLE …`: one bundle here and on an emulated ARM64 machine, compared.
 
 Runs `edgevlm validate` on both, compares answers and corrupted pixels, rewrites the results in docs/arm64.md
 and ends with exit code 1 when pixels differ, answers flip more often than `comparison.FLIP_LIMIT`, or a
@@ -22,7 +22,7 @@ from edgevlm_runner.bundle import open_bundle
 from thin import thin
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent.parent / "docs" / "arm64.md"
+PAGE = HERE.parents[2] / "docs" / "arm64.md"
 MARK = "<!-- Written by `make device-arm64`; everything below is replaced. -->\n"
 VERDICTS = (0, 3, 4)
 """Exit codes of `edgevlm validate` that are verdicts: time and memory gates fail under emulation."""
