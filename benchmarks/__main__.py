@@ -15,7 +15,7 @@ from benchmarks import conditions, page
 from benchmarks.rounds import REPOSITORY, Engine, Failed, compete
 from benchmarks.workload import OUTPUTS
 
-RECIPES = {"default": "w4a16_g32", "int8": "w8a16"}
+RECIPES = {"default": "w4a16_g64", "int8": "w8a16"}
 """Recipe → weights of its decoder's layers."""
 BUILD = REPOSITORY / "build" / "benchmarks"
 PEERS = REPOSITORY / "build" / "peers" / "bin" / "python"

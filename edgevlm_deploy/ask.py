@@ -13,7 +13,12 @@ from edgevlm_deploy.errors import BundleError
 
 
 def answer(
-    path: Path, question: str, image: Path | None, unsealed: bool, on_text: Callable[[str], None]
+    path: Path,
+    question: str,
+    image: Path | None,
+    unsealed: bool,
+    emulate: bool,
+    on_text: Callable[[str], None],
 ) -> dict[str, Any]:
     """Stream the answer to `on_text` and return it with its confidence and latency.
 
@@ -25,7 +30,7 @@ def answer(
             f"{path} has not passed its gates on any device. Run `edgevlm validate {path}` first, "
             "or give --unsealed to try it anyway."
         )
-    with Respondent(bundle) as respondent:
+    with Respondent(bundle, emulate=emulate) as respondent:
         reply = respondent.ask(question, image, on_text)
     return {
         "answer": reply.text,

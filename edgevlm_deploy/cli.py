@@ -36,6 +36,12 @@ AllowFailing = Annotated[
     bool,
     typer.Option("--allow-failing", help='Seal it anyway, marked "not deployable". The exit code stays.'),
 ]
+Emulate = Annotated[
+    bool,
+    typer.Option(
+        "--emulate", help="Run TensorRT's graphs in ONNX Runtime here: answers, but no times and no seal."
+    ),
+]
 BundlePath = Annotated[Path, typer.Argument(help="A NAME.edgevlm file or its unpacked folder.")]
 
 
@@ -50,7 +56,9 @@ class Described(str, Enum):
 def compile_(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or `demo`.")],
     target: Annotated[str, typer.Option(help="Name of a target, or a YAML file.")],
-    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a YAML file.")] = "default",
+    recipe: Annotated[
+        str | None, typer.Option(help="Name of a recipe, or a YAML file; the target's own by default.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Evaluation items: JSONL, VQAv2, POPE or folder.")] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Calibration samples; without it they are split off --data.")
@@ -86,7 +94,9 @@ def compile_(
     )
     with Progress(quiet=as_json) as progress:
         bundle = pipeline.compile(order, progress)
-        done = validation.validate(bundle, allow_failing, progress) if evidence else None
+        # A board's own software is there only on the board.
+        emulate = pipeline.needs_emulation(order)
+        done = validation.validate(bundle, allow_failing, progress, emulate=emulate) if evidence else None
     if done is None:
         _print({"bundle": str(bundle)}, as_json, f"{bundle} (no evidence yet: edgevlm validate {bundle})")
     else:
@@ -106,6 +116,7 @@ def validate(
     device_timeout: Annotated[
         float, typer.Option(help="Give up after this many seconds without a sign of life.", min=1.0)
     ] = 1800.0,
+    emulate: Emulate = False,
     allow_failing: AllowFailing = False,
     junit: Annotated[Path | None, typer.Option(help="Also write the verdict as JUnit XML.")] = None,
     as_json: AsJson = False,
@@ -117,7 +128,7 @@ def validate(
 
     to = devices.named(device, device_python, device_timeout) if device else None
     with Progress(quiet=as_json) as progress:
-        done = validation.validate(bundle, allow_failing, progress, to)
+        done = validation.validate(bundle, allow_failing, progress, to, emulate)
     if junit is not None:
         from edgevlm_deploy.report import junit as page
 
@@ -138,15 +149,18 @@ def run(
     unsealed: Annotated[
         bool, typer.Option("--unsealed", help="Run a bundle that has not passed its gates.")
     ] = False,
+    emulate: Emulate = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask a sealed bundle one question and stream its answer."""
     from edgevlm_deploy import ask
 
     if as_json:
-        typer.echo(json.dumps(ask.answer(bundle, prompt, image, unsealed, on_text=lambda _: None)))
+        typer.echo(json.dumps(ask.answer(bundle, prompt, image, unsealed, emulate, on_text=lambda _: None)))
         return
-    reply = ask.answer(bundle, prompt, image, unsealed, on_text=lambda text: typer.echo(text, nl=False))
+    reply = ask.answer(
+        bundle, prompt, image, unsealed, emulate, on_text=lambda text: typer.echo(text, nl=False)
+    )
     typer.echo()
     typer.echo(
         f"first token {reply['time_to_first_token_ms']:.0f} ms · {reply['tokens']} tokens · "
@@ -159,15 +173,13 @@ def run(
 def targets(as_json: AsJson = False) -> None:
     """List the device tiers that edgevlm knows."""
     from edgevlm_deploy import resources
-    from edgevlm_deploy.plan import missing_backend
 
     found = [resources.target(name) for name in resources.names("targets")]
-    rows = [
-        (one.name, one.backend.value, "" if missing_backend(one) is None else "not yet", one.description)
-        for one in found
-    ]
+    rows = [(one.name, one.backend.value, one.recipe, one.description) for one in found]
     _print(
-        [one.model_dump(mode="json") for one in found], as_json, _table(("target", "backend", "", ""), rows)
+        [one.model_dump(mode="json") for one in found],
+        as_json,
+        _table(("target", "backend", "recipe", ""), rows),
     )
 
 

@@ -6,6 +6,7 @@ after the last finished one, and a recipe that changes one gate repeats nothing 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -37,9 +38,9 @@ from edgevlm_deploy.calibration import CalibrationSet
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.quantize import QuantizedModel
-from edgevlm_deploy.recipe import Gate, GateName
 from edgevlm_deploy.samples import gather
 from edgevlm_deploy.source import SourceModel
+from edgevlm_deploy.target import Backend
 
 DEMO = "demo"
 VERIFICATION_ITEMS = 4
@@ -62,7 +63,8 @@ class Order:
 
     model: str
     target: str
-    recipe: str
+    recipe: str | None
+    """None takes the target's own."""
     out: Path
     data: Path | None = None
     calibration: Path | None = None
@@ -72,9 +74,10 @@ class Order:
 
     @property
     def name(self) -> str:
-        """Of the bundle: model and target, and the recipe when it is not the default one."""
+        """Of the bundle: model and target, and the recipe when one was named other than `default`."""
         parts = [Path(self.model).name, Path(self.target).stem]
-        return "-".join(parts if self.recipe == "default" else [*parts, Path(self.recipe).stem])
+        named = self.recipe not in (None, "default")
+        return "-".join([*parts, Path(str(self.recipe)).stem] if named else parts)
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,15 @@ def compile(order: Order, watch: Watcher) -> Path:
         return bundle.pack(folder, order.out / f"{order.name}{bundle.SUFFIX}")
 
 
+def needs_emulation(order: Order) -> bool:
+    """Whether this machine lacks the runtime of the order's target, so that ONNX Runtime has to stand in."""
+    is_tensorrt = resources.target(order.target).backend is Backend.TENSORRT
+    return is_tensorrt and importlib.util.find_spec("tensorrt") is None
+
+
 def _job(order: Order, watch: Watcher) -> Job:
-    recipe, target = resources.recipe(order.recipe), resources.target(order.target)
+    target = resources.target(order.target)
+    recipe = resources.recipe(order.recipe or target.recipe)
     watch.begin("Model")
     checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
     model = source.inspect(checkpoint, order.revision, order.offline)
@@ -117,6 +127,7 @@ def _job(order: Order, watch: Watcher) -> Job:
     backends.require_packages(target.backend)
     graphs = backends.graph_names(target.backend)
     spec = source.model_spec(model, recipe, target.backend.value, graphs)
+    spec = backends.with_profiles(spec, recipe, target)
     return Job(model, made, spec, order.out / "stages", watch)
 
 
@@ -223,7 +234,9 @@ def _reference(job: Job, items: Items) -> ReferenceAnswers:
 def _what_shapes_answers(spec: ModelSpec) -> Mapping[str, Any]:
     """The specification without what only the device sees."""
     return {
-        key: value for key, value in to_json(spec).items() if key not in ("runtime", "graphs", "max_context")
+        key: value
+        for key, value in to_json(spec).items()
+        if key not in ("runtime", "graphs", "profiles", "max_context")
     }
 
 
@@ -301,7 +314,7 @@ def _bundle(
         items=items.rows,
         pictures={item.image: items.root / item.image for item in items.rows if item.image},
         reference=answers.rows,
-        gates=gates(job.plan),
+        gates=job.plan.gates,
         recipe=job.plan.recipe,
         target=job.plan.target,
         quantization={
@@ -339,7 +352,7 @@ def _provenance(
         },
         seeds={"evaluation": recipe.evaluation.seed, "calibration": recipe.calibration.seed},
         calibration={"digest": calibrated.digest, "samples": len(calibrated.rows)},
-        quantization=_summary(job.plan),
+        quantization=job.plan.summary(),
         verification=json.loads((exported / "verification.json").read_text()),
         reference={
             "weights": model.dtype,
@@ -361,28 +374,3 @@ def _part_digests(parts: bundle.Parts) -> dict[str, Any]:
         "target": parts.target,
         "provenance": parts.provenance,
     }
-
-
-def gates(made: Plan) -> tuple[Gate, ...]:
-    """The recipe's gates, and the target's budgets where the recipe sets no limit of its own."""
-    own = made.recipe.gates
-    if made.recipe.target_budgets == "report":
-        return own
-    limited = {gate.metric for gate in own}
-    reason = f"Budget of the target {made.target.name}."
-    budgets = [
-        Gate(metric=GateName(name), max=value, reason=reason)
-        for name, value in made.target.budgets
-        if value is not None and GateName(name) not in limited
-    ]
-    return (*own, *budgets)
-
-
-def _summary(made: Plan) -> dict[str, Any]:
-    """Modules per component, scheme and algorithm."""
-    counts: dict[str, dict[str, int]] = {}
-    for wanted in made.request.values():
-        kinds = counts.setdefault(wanted.component.value, {})
-        kind = f"{wanted.scheme.value} {wanted.algorithm.value}"
-        kinds[kind] = kinds.get(kind, 0) + 1
-    return {"quantizer": made.recipe.quantizer.value, "modules": counts}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgevlm_deploy.artifacts import digest
 from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.quantize.request import Request
 from edgevlm_deploy.quantize.request import resolve as resolve_precision
-from edgevlm_deploy.recipe import Recipe, Scheme
-from edgevlm_deploy.target import Backend, Target
-
-AVAILABLE_BACKENDS = frozenset({Backend.ONNXRUNTIME, Backend.LITERT})
+from edgevlm_deploy.recipe import Gate, GateName, Recipe, Scheme
+from edgevlm_deploy.target import Target
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
 
@@ -28,13 +27,37 @@ class Plan:
     def digest(self) -> str:
         return digest({"recipe": self.recipe, "target": self.target, "request": dict(self.request)})
 
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The recipe's gates, and the target's budgets where the recipe sets no limit of its own."""
+        own = self.recipe.gates
+        if self.recipe.target_budgets == "report":
+            return own
+        limited = {gate.metric for gate in own}
+        reason = f"Budget of the target {self.target.name}."
+        budgets = [
+            Gate(metric=GateName(name), max=value, reason=reason)
+            for name, value in self.target.budgets
+            if value is not None and GateName(name) not in limited
+        ]
+        return (*own, *budgets)
+
+    def summary(self) -> dict[str, Any]:
+        """Modules per component, scheme and algorithm."""
+        counts: dict[str, dict[str, int]] = {}
+        for wanted in self.request.values():
+            kinds = counts.setdefault(wanted.component.value, {})
+            kind = f"{wanted.scheme.value} {wanted.algorithm.value}"
+            kinds[kind] = kinds.get(kind, 0) + 1
+        return {"quantizer": self.recipe.quantizer.value, "modules": counts}
+
 
 def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]) -> Plan:
     """Bring a recipe, a target and a model's modules (component → names of weight matrices) together.
 
     Raises PlanError that lists everything that does not fit.
     """
-    problems = [sentence] if (sentence := missing_backend(target)) else []
+    problems = []
     request: Request = {}
     try:
         request = resolve_precision(
@@ -51,16 +74,6 @@ def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)
-
-
-def missing_backend(target: Target) -> str | None:
-    """One sentence when this version cannot compile for the target, else None."""
-    if target.backend in AVAILABLE_BACKENDS:
-        return None
-    return (
-        f"Target {target.name} needs the {target.backend.value} backend, which this version of edgevlm does "
-        "not have yet; `--target host-cpu` compiles the same integers for ONNX Runtime."
-    )
 
 
 def _unsupported_formats(request: Request, target: Target) -> list[str]:

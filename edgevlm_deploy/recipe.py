@@ -139,6 +139,8 @@ class Calibration(Frozen):
 class Image(Frozen):
     max_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
     """Upper bound on tiles per picture, global view included; None keeps the model's own preprocessing."""
+    usual_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Tiles of a usual picture, which engines are tuned for (TensorRT); None: as many as there can be."""
 
 
 class Generation(Frozen):
@@ -150,6 +152,9 @@ class Generation(Frozen):
     """
     prefill_lengths: tuple[Annotated[int, Field(ge=2)], ...] = ()
     """Tokens that a static prefill graph takes at once; prompts go in pieces. Empty: 32 and 128."""
+    usual_prompt: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of a usual prompt with its picture, which engines are tuned for (TensorRT); None: a picture of
+    `usual_tiles` and a short question."""
 
     def static_lengths(self, max_context: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(caches, prefills), ascending, for a context of `max_context` tokens (the model may have cut it).

@@ -39,5 +39,7 @@ class Target(Frozen):
     formats: tuple[str, ...] = ()
     """Numeric formats that the accelerator executes."""
     budgets: Budgets = Budgets()
+    recipe: str = "default"
+    """Recipe that is taken when none is named: one that the device can execute."""
     sources: dict[str, str] = {}
     """key → where its number comes from."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import Answer, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
-from edgevlm_deploy import bundle, device, metrics, verdict
+from edgevlm_deploy import bundle, device, metrics, roofline, verdict
 from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.device import Device
@@ -20,6 +21,7 @@ from edgevlm_deploy.errors import BundleError
 from edgevlm_deploy.metrics import Estimate, Metrics
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.recipe import Gate, Recipe
+from edgevlm_deploy.target import Target
 from edgevlm_deploy.verdict import Verdict
 
 DEPLOYABLE = "All gates passed on the machine named in the evidence."
@@ -51,10 +53,13 @@ class Validation:
         }
 
 
-def validate(path: Path, allow_failing: bool, watch: Watcher, to: Device | None = None) -> Validation:
+def validate(
+    path: Path, allow_failing: bool, watch: Watcher, to: Device | None = None, emulate: bool = False
+) -> Validation:
     """Run the bundle in a process of its own, here or on the device `to`; judge it, seal it if it passed.
 
-    `allow_failing` seals it anyway, marked as not deployable.
+    `allow_failing` seals it anyway, marked as not deployable. `emulate` runs a TensorRT bundle by ONNX
+    Runtime: its gates on latency and memory are then skipped, so that it cannot pass.
     Raises BundleError, DeviceError and what the runner raises.
     """
     watch.begin("Open bundle")
@@ -63,7 +68,8 @@ def validate(path: Path, allow_failing: bool, watch: Watcher, to: Device | None 
     if to is None:
         watch.begin("Evidence", len(opened.items))
         # A process of its own: what is measured is the runner, not the compiler.
-        device.follow([sys.executable, "-m", "edgevlm_runner", str(path), "--out", str(directory)], watch)
+        command = [sys.executable, "-m", "edgevlm_runner", str(path), "--out", str(directory)]
+        device.follow([*command, *(["--emulate"] if emulate else [])], watch)
     else:
         device.gather(to, opened, directory, watch)
     watch.begin("Verdict")
@@ -94,23 +100,25 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
     """
     evidence = read_evidence(directory, opened.digest)
     recipe = _read(Recipe, opened.path("recipe.json"))
-    measured = metrics.compute(
-        opened.items,
-        read_jsonl(opened.path("reference.jsonl"), Answer),
-        read_jsonl(directory / "answers.jsonl", Answer),
-        recipe.evaluation,
-    )
-    measurements = {
-        **evidence["latency"],
-        "peak_rss_bytes": evidence["peak_rss_bytes"],
-        "bundle_bytes": size(path),
-    }
+    answers = read_jsonl(directory / "answers.jsonl", Answer)
+    reference = read_jsonl(opened.path("reference.jsonl"), Answer)
+    measured = metrics.compute(opened.items, reference, answers, recipe.evaluation)
+    measurements = {"bundle_bytes": size(path), **_measured(opened, evidence, answers)}
     gates = [Gate.model_validate(one) for one in json.loads(opened.path("gates.json").read_text())]
     floor = Estimate.model_validate(opened.manifest["reference"]["noise_floor"])
     decided = verdict.judge(gates, measured, measurements, noise_floor=floor)
     write_text_atomic(directory / "metrics.json", measured.model_dump_json(indent=1) + "\n")
     write_text_atomic(directory / "verdict.json", decided.model_dump_json(indent=1) + "\n")
     return Judged(decided, measured, evidence)
+
+
+def _measured(opened: Bundle, evidence: dict[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
+    """Latency and memory of the device; without one, why there are none."""
+    if not evidence["emulated"]:
+        return {**evidence["latency"], "peak_rss_bytes": evidence["peak_rss_bytes"]}
+    tokens = sum(len(answer.token_ids) for answer in answers) / max(len(answers), 1)
+    target = _read(Target, opened.path("target.json"))
+    return {"reasons": roofline.reasons(opened.manifest, opened.model.graphs, target, tokens)}
 
 
 def report_of(path: Path, out: Path | None) -> Path:

@@ -45,6 +45,8 @@ class Measurements(Frozen):
     time_to_first_token_ms_p95: Milliseconds | None = None
     peak_rss_bytes: Annotated[int, Field(ge=0)] | None = None
     bundle_bytes: Annotated[int, Field(ge=0)] | None = None
+    reasons: dict[GateName, str] = {}
+    """Metric → why it was not measured."""
 
 
 class GateResult(Frozen):
@@ -173,13 +175,14 @@ def _judge_gate(
 
 def _estimate(name: GateName, metrics: Metrics, measured: Measurements) -> tuple[Estimate, str]:
     """The metric's estimate, and what its n counts."""
+    missing = measured.reasons.get(name, "not measured on a device")
     if name is GateName.LATENCY_MS_P95:
-        return _p95(measured.latency_ms, measured.latency_ms_p95, metrics.level)
+        return _p95(measured.latency_ms, measured.latency_ms_p95, metrics.level, missing)
     if name is GateName.TIME_TO_FIRST_TOKEN_MS_P95:
         samples, point = measured.time_to_first_token_ms, measured.time_to_first_token_ms_p95
-        return _p95(samples, point, metrics.level)
+        return _p95(samples, point, metrics.level, missing)
     if name is GateName.PEAK_RSS_BYTES:
-        return _point(measured.peak_rss_bytes, "not measured on a device"), "measurements"
+        return _point(measured.peak_rss_bytes, missing), "measurements"
     if name is GateName.BUNDLE_BYTES:
         return _point(measured.bundle_bytes, "no bundle was written"), "measurements"
     return metrics.estimates[name.value], "items"
@@ -192,10 +195,10 @@ def _point(value: float | None, why_missing: str) -> Estimate:
     return Estimate(value=value, low=value, high=value, n=1, clusters=1, method="point measurement")
 
 
-def _p95(samples: Sequence[float], point: float | None, level: float) -> tuple[Estimate, str]:
+def _p95(samples: Sequence[float], point: float | None, level: float, missing: str) -> tuple[Estimate, str]:
     """95th percentile: the smallest sample that at least 95 % of the samples do not exceed."""
     if not samples:
-        return _point(point, "not measured on a device"), "measurements"
+        return _point(point, missing), "measurements"
     low, high = quantile_interval(samples, P95, level)
     n = len(samples)
     value = sorted(samples)[math.ceil(P95 * n) - 1]

@@ -6,6 +6,7 @@ toolchain wants quantisation and export in another order. What they share is wha
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +17,26 @@ from typing import Any, Protocol
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.inputs import Inputs
 
-from edgevlm_deploy.errors import MissingExtraError, PlanError
+from edgevlm_deploy.errors import MissingExtraError
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
-from edgevlm_deploy.target import Backend
+from edgevlm_deploy.recipe import Recipe
+from edgevlm_deploy.target import Backend, Target
 
+_THREE_GRAPHS = {
+    "vision_encoder": "graphs/vision_encoder.onnx",
+    "embedding": "graphs/embedding.onnx",
+    "decoder": "graphs/decoder.onnx",
+}
 GRAPH_NAMES = {
-    Backend.ONNXRUNTIME: {
-        "vision_encoder": "graphs/vision_encoder.onnx",
-        "embedding": "graphs/embedding.onnx",
-        "decoder": "graphs/decoder.onnx",
-    },
+    Backend.ONNXRUNTIME: _THREE_GRAPHS,
+    Backend.TENSORRT: _THREE_GRAPHS,
     Backend.LITERT: {"model": "graphs/model.tflite"},
 }
 
 PACKAGES: Mapping[Backend, tuple[str, ...]] = {
     Backend.ONNXRUNTIME: (),
+    Backend.TENSORRT: (),
     Backend.LITERT: ("litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
 }
 """What a backend needs besides the extra `compile`: its own extra has the backend's name."""
@@ -71,11 +76,18 @@ class Compile(Protocol):
 
 
 def graph_names(backend: Backend) -> dict[str, str]:
-    """component → path inside the bundle. Raises PlanError for a backend without a compiler here."""
-    if backend not in GRAPH_NAMES:
-        offered = ", ".join(one.value for one in GRAPH_NAMES)
-        raise PlanError(f"The target's backend {backend.value} is not offered by this version; {offered} is.")
+    """component → path inside the bundle."""
     return dict(GRAPH_NAMES[backend])
+
+
+def with_profiles(spec: ModelSpec, recipe: Recipe, target: Target) -> ModelSpec:
+    """The shapes that engines are built for, where the backend builds engines."""
+    if target.backend is not Backend.TENSORRT:
+        return spec
+    from edgevlm_deploy.backends import tensorrt
+
+    profiles = tensorrt.profiles(target, spec, recipe.image.usual_tiles, recipe.generation.usual_prompt)
+    return dataclasses.replace(spec, profiles=profiles)
 
 
 def require_packages(backend: Backend) -> None:
@@ -89,13 +101,14 @@ def require_packages(backend: Backend) -> None:
 
 
 def compiler(plan: Plan, calibration: Callable[[], Iterable[Inputs]]) -> Compile:
-    """The `compile` of the target's backend. Raises PlanError for a backend without one here.
+    """The `compile` of the target's backend.
 
     calibration: gives the calibration questions, to a backend that calibrates its own graphs.
     """
-    graph_names(plan.target.backend)
-    from edgevlm_deploy.backends import litert, onnxruntime
+    from edgevlm_deploy.backends import litert, onnxruntime, tensorrt
 
     if plan.target.backend is Backend.LITERT:
         return functools.partial(litert.compile, plan=plan, calibration=calibration)
+    if plan.target.backend is Backend.TENSORRT:
+        return functools.partial(tensorrt.compile, plan=plan)
     return onnxruntime.compile

@@ -1,8 +1,9 @@
 """Attention in the form that a runtime wants, put in place while torch traces transformers' modules.
 
-transformers dispatches attention by a name in the config. Three names are added here. Two of them emit
-ONNX Runtime's own `com.microsoft` nodes instead of computing: they are for tracing only. The third computes,
-in the plain operators of LiteRT.
+transformers dispatches attention by a name in the config. Four names are added here. Two of them emit
+ONNX Runtime's own `com.microsoft` nodes instead of computing: they are for tracing only. The third computes
+in plain operators, which every runtime has; the fourth is ONNX's own Attention, for newer releases of
+TensorRT.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 MULTI_HEAD_ATTENTION = "edgevlm_multi_head_attention"
 GROUP_QUERY_ATTENTION = "edgevlm_group_query_attention"
 STATIC_CACHE_ATTENTION = "edgevlm_static_cache_attention"
+STANDARD_ATTENTION = "edgevlm_standard_attention"
 PLAIN_ATTENTION = "eager"
 """transformers' own: matrix products and a softmax."""
 
@@ -94,10 +96,10 @@ def _group_query_attention(
 
 @dataclass(frozen=True)
 class StaticCache:
-    """A cache of fixed length S that every layer writes its new tokens into.
+    """A cache of S columns that every layer writes its new tokens into.
 
-    past     layer → (key, value), each [1, kv heads, S, head dim]
-    write    (cache, new tokens [1, kv heads, T, head dim]) → updated cache
+    past     layer → (key, value), in the layout that `write` knows
+    write    (cache, new tokens [1, kv heads, T, head dim]) → what is attended to, [1, kv heads, S, head dim]
     mask     [1, 1, T, S], added to the scores: 0 where a token is seen
     present  layer → (key, value), filled while the layers run
     """
@@ -138,15 +140,50 @@ def _static_cache_attention(
     return mixed.transpose(1, 2), None
 
 
+def _standard_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float,
+    static_cache: StaticCache | None = None,
+    **_: Any,
+) -> tuple[Any, None]:
+    """ONNX's Attention: q [1, heads, T, head dim], k and v [1, kv heads, S, head dim] after the cache, if
+    any.
+
+    Its own past inputs stay empty: TensorRT does not read them.
+    """
+    import torch
+
+    if attention_mask is not None:
+        raise ValueError("masks come with the cache, and full tiles have none")
+    mask = None
+    if static_cache is not None:
+        past_key, past_value = static_cache.past[module.layer_idx]
+        key, value = static_cache.write(past_key, key), static_cache.write(past_value, value)
+        static_cache.present[module.layer_idx] = (key, value)
+        mask = static_cache.mask
+    out = torch.onnx.ops.attention(query, key, value, mask, scale=float(scaling))[0]
+    return out.transpose(1, 2), None
+
+
+_ADDED = {
+    MULTI_HEAD_ATTENTION: _multi_head_attention,
+    GROUP_QUERY_ATTENTION: _group_query_attention,
+    STATIC_CACHE_ATTENTION: _static_cache_attention,
+    STANDARD_ATTENTION: _standard_attention,
+}
+
+
 @contextmanager
 def attention(config: Any, name: str) -> Iterator[None]:
     """Trace with the attention of that name; the config's own choice is restored afterwards."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(MULTI_HEAD_ATTENTION, _multi_head_attention)
-    AttentionInterface.register(GROUP_QUERY_ATTENTION, _group_query_attention)
-    AttentionInterface.register(STATIC_CACHE_ATTENTION, _static_cache_attention)
-    for added in (MULTI_HEAD_ATTENTION, GROUP_QUERY_ATTENTION, STATIC_CACHE_ATTENTION):
+    for added, function in _ADDED.items():
+        AttentionInterface.register(added, function)
         AttentionMaskInterface.register(added, lambda *args, **kwargs: None)
     own = config._attn_implementation
     config._attn_implementation = name

@@ -32,7 +32,7 @@ def export_vision_encoder(source: Any) -> ir.Model:
     """pixel_values float32 [tiles, 3, S, S] → image_features float32 [tiles, tokens per tile, D]."""
     side = source.config.vision_config.image_size
     with attention(source.model.vision_model.config, MULTI_HEAD_ATTENTION):
-        return _export(
+        return trace(
             VisionEncoder(source),
             (torch.zeros(2, 3, side, side),),
             ({0: "tiles"},),
@@ -45,7 +45,7 @@ def export_embedding(source: Any) -> ir.Model:
     """input_ids int64 [batch, tokens] → inputs_embeds float32 [batch, tokens, D]."""
     ids = torch.zeros(2, 3, dtype=torch.int64)
     axes = ({0: "batch", 1: "tokens"},)
-    return _export(Embedding(source), (ids,), axes, ["input_ids"], ["inputs_embeds"])
+    return trace(Embedding(source), (ids,), axes, ["input_ids"], ["inputs_embeds"])
 
 
 def export_decoder(source: Any) -> ir.Model:
@@ -63,7 +63,7 @@ def export_decoder(source: Any) -> ir.Model:
     positions = torch.arange(past_tokens, past_tokens + tokens).repeat(2, 1)
     mask = torch.ones(2, past_tokens + tokens, dtype=torch.int64)
     with attention(source.model.text_model.config, GROUP_QUERY_ATTENTION):
-        return _export(
+        return trace(
             Decoder(source),
             (torch.zeros(2, tokens, text.hidden_size), mask, positions, *past),
             (
@@ -96,17 +96,27 @@ def rotary_table(source: Any, positions: int) -> tuple[NDArray[np.float32], NDAr
     return cosine[:, :half].copy(), sine[:, :half].copy()
 
 
-def _export(
-    module: Any, arguments: tuple[Any, ...], axes: tuple[Any, ...], inputs: list[str], outputs: list[str]
+def trace(
+    module: Any,
+    arguments: tuple[Any, ...],
+    axes: tuple[Any, ...],
+    inputs: list[str],
+    outputs: list[str],
+    opset: int = OPSET,
+    ir_version: int = IR_VERSION,
 ) -> ir.Model:
-    """Trace `module`; raise ExportError when the graph's signature is not the one asked for."""
+    """The graph of `module`, with module scopes on its nodes.
+
+    axes: per argument, dimension → symbol of a size that may change.
+    Raises ExportError when the graph's signature or opset is not the one asked for.
+    """
     try:
         with torch.no_grad(), _without_notices():
             program = torch.onnx.export(
                 module.eval(),
                 arguments,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=inputs,
                 output_names=outputs,
                 dynamic_shapes=axes,
@@ -115,12 +125,12 @@ def _export(
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(f"{type(module).__name__} cannot be exported: {error}") from error
     model = program.model
-    model.ir_version = IR_VERSION
+    model.ir_version = ir_version
     found = ([value.name for value in model.graph.inputs], [value.name for value in model.graph.outputs])
-    if found != (inputs, outputs) or model.opset_imports.get("") != OPSET:
+    if found != (inputs, outputs) or model.opset_imports.get("") != opset:
         raise ExportError(
             f"{type(module).__name__} was exported as {found} at opset {model.opset_imports.get('')}; "
-            f"expected {(inputs, outputs)} at opset {OPSET}. Is this version of torch supported?"
+            f"expected {(inputs, outputs)} at opset {opset}. Is this version of torch supported?"
         )
     return model
 

@@ -24,20 +24,35 @@ def check(path: Path, table: QuantizedTable, modules: Iterable[str]) -> None:
         node = nodes.get(module)
         if node is None:
             raise ExportError(f"{path}: no quantised operator for {module}, which is in the quantised table.")
-        difference = _READERS[node.op_type](node, table[module])
+        standard = dequantized_weight(node)
+        read = _READERS[node.op_type] if standard is None else _quantize_dequantize
+        difference = read(node, table[module])
         if difference:
             raise ExportError(f"{path}: {module} differs from the quantised table in its {difference}.")
 
 
 def _quantized_nodes(model: ir.Model) -> dict[str, ir.Node]:
-    """Module → its MatMulNBits, MatMulIntegerToFloat, or Gather on int8 rows."""
+    """Module → its MatMulNBits, MatMulIntegerToFloat, Gather on int8 rows, or product with a
+    dequantised weight."""
     found = {}
     for node in model.graph:
         module = graph.module_of(node)
         is_lookup = node.op_type == "Gather" and node.inputs[0].dtype == ir.DataType.INT8
-        if module is not None and (is_lookup or node.op_type in ("MatMulNBits", "MatMulIntegerToFloat")):
+        is_standard = dequantized_weight(node) is not None
+        own = node.op_type in ("MatMulNBits", "MatMulIntegerToFloat")
+        if module is not None and (is_lookup or is_standard or own):
             found[module] = node
     return found
+
+
+def dequantized_weight(node: ir.Node) -> ir.Node | None:
+    """The DequantizeLinear on constants that feeds a MatMul's weight or a Gather's table."""
+    operand = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+    value = None if operand is None else node.inputs[operand]
+    source = None if value is None else value.producer()
+    if source is None or source.op_type != "DequantizeLinear":
+        return None
+    return source if source.inputs[0].producer() is None else None
 
 
 def _matmul_nbits(node: ir.Node, linear: QuantizedLinear) -> str:
@@ -90,6 +105,45 @@ def _gather(node: ir.Node, linear: QuantizedLinear) -> str:
     if (cast.op_type, product.op_type, lookup.op_type) != ("Cast", "Mul", "Gather"):
         return "operators"
     return "" if np.array_equal(_array(lookup, 0), linear.scale) else "scales"
+
+
+def _quantize_dequantize(node: ir.Node, linear: QuantizedLinear) -> str:
+    weight = dequantized_weight(node)
+    assert weight is not None
+    integers, scale, zero_point = (_array(weight, operand) for operand in range(3))
+    is_product = node.op_type == "MatMul"
+    blocked = linear.bits == 4
+    expected_scale = linear.scale if blocked else linear.scale[:, 0]
+    stored = integers.astype(np.int8)
+    if not np.array_equal(stored.T if is_product else stored, linear.q):
+        return "integers"
+    if weight.inputs[0].dtype != (ir.DataType.INT4 if linear.bits == 4 else ir.DataType.INT8):
+        return "type of integers"
+    if not np.array_equal((scale.T if blocked and is_product else scale).astype(np.float32), expected_scale):
+        return "scales"
+    settings = {name: attribute.as_int() for name, attribute in weight.attributes.items()}
+    axis = 1 if is_product and not blocked else 0
+    if settings.get("axis", 1) != axis or settings.get("block_size", 0) != (linear.block if blocked else 0):
+        return "axis or block size"
+    if zero_point.astype(np.int8).any():
+        return "zero points"
+    return _input_range(node, linear) if is_product else ""
+
+
+def _input_range(node: ir.Node, linear: QuantizedLinear) -> str:
+    dequantize = node.inputs[0].producer()
+    quantize = dequantize.inputs[0].producer() if dequantize is not None else None
+    is_quantized = (
+        dequantize is not None
+        and quantize is not None
+        and (quantize.op_type, dequantize.op_type) == ("QuantizeLinear", "DequantizeLinear")
+    )
+    if linear.activation is None or not is_quantized:
+        return "" if linear.activation is None and not is_quantized else "activation"
+    for one in (quantize, dequantize):
+        if np.float32(_array(one, 1)) != np.float32(linear.activation.scale) or _array(one, 2) != 0:
+            return "activation range"
+    return ""
 
 
 def _array(node: ir.Node, operand: int) -> NDArray[Any]:

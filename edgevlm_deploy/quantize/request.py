@@ -159,7 +159,7 @@ def _modelopt_reason(wanted: ModuleRequest) -> str:
     if wanted.algorithm is Algorithm.GPTQ:
         return "gptq is offered by `quantizer: neural-compressor`."
     if wanted.algorithm is Algorithm.SMOOTHQUANT and not wanted.format.static_activation:
-        return "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime)."
+        return "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime, tensorrt)."
     if wanted.algorithm is Algorithm.AWQ and (wanted.format.bits != 4 or wanted.format.group is None):
         return "awq goes with 4-bit groups (w4a16_g32, w4a16_g64, w4a16_g128)."
     return ""

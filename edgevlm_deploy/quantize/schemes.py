@@ -1,8 +1,8 @@
 """What a scheme means in numbers: bits, columns per scale, kind of activation.
 
 A recipe names no device, and runtimes store the same idea differently: ONNX Runtime's MatMulNBits wants
-8-bit weights in groups, LiteRT's kernels want them per channel. So the meaning depends on the backend and,
-for LiteRT, on the accelerator.
+8-bit weights in groups, LiteRT's kernels and TensorRT want them per channel. So the meaning depends on the
+backend and, for LiteRT, on the accelerator.
 """
 
 from __future__ import annotations
@@ -63,6 +63,15 @@ _LITERT_NPU: Mapping[Scheme, WeightFormat] = {
     Scheme.W8A16: WeightFormat(bits=8, group=None, graph_activation_bits=16),
 }
 
+# Explicit quantisation as TensorRT reads it; int8 weights with float inputs are dequantised when the
+# engine is built, int4 blocks while it runs. What a board executes is in its target's `formats`.
+_TENSORRT: Mapping[Scheme, WeightFormat] = {
+    Scheme.W8A8: WeightFormat(bits=8, group=None, static_activation=True),
+    Scheme.W8A16: WeightFormat(bits=8, group=None),
+    Scheme.W4A16_G64: WeightFormat(bits=4, group=64, whole_groups=True),
+    Scheme.W4A16_G128: WeightFormat(bits=4, group=128, whole_groups=True),
+}
+
 _LITERT = {"cpu": _LITERT_FLOAT_INPUTS, "gpu": _LITERT_FLOAT_INPUTS, "npu": _LITERT_NPU}
 
 _EMBEDDING_FORMAT = WeightFormat(bits=8, group=None)
@@ -74,7 +83,9 @@ def formats(backend: Backend, accelerator: str) -> Mapping[Scheme, WeightFormat]
     `Scheme.FP16` has no format: such a module is not in the table.
     Raises PlanError for an accelerator that the backend does not have.
     """
-    if backend is not Backend.LITERT:
+    if backend is Backend.TENSORRT:
+        return _TENSORRT
+    if backend is Backend.ONNXRUNTIME:
         return _GROUPED
     if accelerator not in _LITERT:
         raise PlanError(f"LiteRT has no accelerator {accelerator!r}; it has {', '.join(_LITERT)}.")

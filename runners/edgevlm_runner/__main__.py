@@ -21,9 +21,15 @@ def main() -> int:
     parser.add_argument("bundle", type=Path, help="NAME.edgevlm or its unpacked folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for evidence.json and answers.jsonl")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; the target's by default")
+    parser.add_argument(
+        "--emulate",
+        action="store_true",
+        help="run TensorRT's graphs in ONNX Runtime; not the device's answers",
+    )
     arguments = parser.parse_args()
     try:
-        gather(open_bundle(arguments.bundle), arguments.out, _report, arguments.threads)
+        bundle = open_bundle(arguments.bundle)
+        gather(bundle, arguments.out, _report, arguments.threads, arguments.emulate)
     except EdgeVlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

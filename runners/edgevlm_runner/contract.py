@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 from edgevlm_runner.errors import BundleError
 
@@ -101,13 +101,17 @@ class PromptSpec:
     tokens_per_tile: int
 
 
+Profiles = Mapping[str, Sequence[Mapping[str, Sequence[Sequence[int]]]]]
+"""component → optimisation profiles, each input name → smallest, usual and largest shape."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """Everything that the runner must know about the compiled model."""
 
     family: str
     runtime: str
-    """Which runtime executes the graphs: "onnxruntime" or "litert"."""
+    """Which runtime executes the graphs: "onnxruntime", "litert" or "tensorrt"."""
     graphs: Mapping[str, str]
     """component → path inside the bundle: vision_encoder, embedding, decoder; LiteRT has one "model"."""
     image: ImageSpec
@@ -122,6 +126,8 @@ class ModelSpec:
     head_dim: int
     hidden_size: int
     vocab_size: int
+    profiles: Profiles = dataclasses.field(default_factory=dict)
+    """Ranges that engines are built for; empty for runtimes that build none."""
 
 
 def to_json(value: Any) -> Any:

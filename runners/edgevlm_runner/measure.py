@@ -26,8 +26,13 @@ Progress = Callable[[int, int], None]
 """Called with (items answered, items in all)."""
 
 
-def gather(bundle: Bundle, out: Path, progress: Progress, threads: Optional[int] = None) -> None:
+def gather(
+    bundle: Bundle, out: Path, progress: Progress, threads: Optional[int] = None, emulate: bool = False
+) -> None:
     """Write `answers.jsonl` and `evidence.json` to `out`.
+
+    With `emulate`, a TensorRT bundle runs without TensorRT and the evidence says so: its times and its
+    memory are not the device's.
 
     Answers of a killed run are taken up again when they come from the same bundle on the same
     runtime and threads. Latency is measured first, on an otherwise idle runtime.
@@ -35,7 +40,7 @@ def gather(bundle: Bundle, out: Path, progress: Progress, threads: Optional[int]
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        with Respondent(bundle, threads) as respondent:
+        with Respondent(bundle, threads, emulate) as respondent:
             loaded_ms = 1e3 * (time.perf_counter() - began)
             origin = _origin(bundle, respondent)
             latency = _latency(respondent, bundle.items)
@@ -79,6 +84,7 @@ def _origin(bundle: Bundle, respondent: Respondent) -> Dict[str, Any]:
         "bundle": bundle.digest,
         "runtime": {"name": bundle.model.runtime, "versions": dict(respondent.runtime.versions())},
         "threads": respondent.threads,
+        "emulated": respondent.emulated,
     }
 
 

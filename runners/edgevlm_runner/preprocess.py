@@ -124,6 +124,15 @@ def tiles(image: Image.Image, spec: ImageSpec) -> Tiles:
     return Tiles(_normalize(frames, spec), rows, cols)
 
 
+def most_tiles(spec: ImageSpec) -> int:
+    """The largest number of tiles that any picture becomes, global view included."""
+    if not spec.split:
+        return 1
+    edge = min(spec.longest_edge, MAX_EDGE)
+    most = _count(((edge + spec.tile_size - 1) // spec.tile_size * spec.tile_size,) * 2, spec.tile_size)
+    return most if spec.max_tiles is None else min(most, spec.max_tiles)
+
+
 def _cut(image: Image.Image, spec: ImageSpec) -> Tuple[List[Image.Image], int, int]:
     """(tiles row by row and the global view, rows, cols)."""
     side = spec.tile_size

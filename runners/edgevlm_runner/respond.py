@@ -53,13 +53,16 @@ class Respondent:
     refuses a graph.
     """
 
-    def __init__(self, bundle: Bundle, threads: Optional[int] = None) -> None:
+    def __init__(self, bundle: Bundle, threads: Optional[int] = None, emulate: bool = False) -> None:
+        """emulate: see `edgevlm_runner.runtimes.load`."""
         self._bundle = bundle
+        self.emulated = emulate and bundle.model.runtime == "tensorrt"
         self._tokenizer = load_tokenizer(bundle.path("tokenizer/tokenizer.json"))
         self._seed = int(bundle.manifest["seeds"]["evaluation"])
         target = json.loads(bundle.path("target.json").read_text(encoding="utf-8"))
         self.threads = threads or int(target["threads"])
-        self.runtime = runtimes.load(bundle.root, bundle.model, self.threads, target["accelerator"])
+        accelerator = target["accelerator"]
+        self.runtime = runtimes.load(bundle.root, bundle.model, self.threads, accelerator, emulate)
 
     def __enter__(self) -> Respondent:
         return self

@@ -62,7 +62,7 @@ def test_the_outcome_in_one_sentence(small_case: Any, gate: Gate, beginning: str
 def test_summary_is_json_and_sizes_add_up(small_case: Any) -> None:
     summary = json.loads(json.dumps(terminal.summary(small_case.bundle)))
     assert summary["seal"] is None
-    assert summary["precision"]["decoder"] == "w4a16_g32 (gptq)"
+    assert summary["precision"]["decoder"] == "w4a16_g64 (gptq)"
     files = small_case.bundle.manifest["files"]
     assert summary["bytes"] == sum(summary["sizes"].values()) == sum(one["bytes"] for one in files.values())
     assert summary["sizes"]["decoder"] == 304_000, "the graph and the weights beside it"

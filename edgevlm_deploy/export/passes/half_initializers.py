@@ -18,7 +18,7 @@ def store_half(model: ir.Model) -> frozenset[str]:
     """Halve every float32 initializer that float16 holds exactly; returns their names."""
     halved = set()
     for name, value in list(model.graph.initializers.items()):
-        if value.dtype != ir.DataType.FLOAT or value.const_value.size < SMALLEST:
+        if value.dtype != ir.DataType.FLOAT or value.const_value.size < SMALLEST or _is_scale(value):
             continue
         array = value.const_value.numpy()
         with np.errstate(over="ignore"):
@@ -28,6 +28,11 @@ def store_half(model: ir.Model) -> frozenset[str]:
         _halve(model, name, value, half)
         halved.add(name)
     return frozenset(halved)
+
+
+def _is_scale(value: ir.Value) -> bool:
+    """TensorRT wants scales of quantised tensors as they are, not behind a Cast."""
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in value.consumers())
 
 
 def _halve(model: ir.Model, name: str, value: ir.Value, half: np.ndarray) -> None:

@@ -44,10 +44,13 @@ class Runtime(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-def load(root: Path, spec: ModelSpec, threads: int, accelerator: str = "cpu") -> Runtime:
+def load(
+    root: Path, spec: ModelSpec, threads: int, accelerator: str = "cpu", emulate: bool = False
+) -> Runtime:
     """The runtime that `spec.runtime` names, with the graphs below `root` loaded and a cache allocated.
 
     accelerator: what the target computes on; only LiteRT has a choice.
+    emulate: execute TensorRT's graphs by ONNX Runtime on a CPU; other runtimes execute anyway.
     Raises BundleError for a runtime that this version does not know, RuntimeUnavailable when its package
     is missing, ExecutionError when it refuses a graph.
     """
@@ -60,6 +63,10 @@ def load(root: Path, spec: ModelSpec, threads: int, accelerator: str = "cpu") ->
         from edgevlm_runner.runtimes.litert import LiteRt
 
         runtime = LiteRt(root, spec, threads, accelerator, packed_weights=default_cache() / "xnnpack")
+    elif spec.runtime == "tensorrt" and emulate:
+        from edgevlm_runner.runtimes.emulation import EmulatedTensorRt
+
+        runtime = EmulatedTensorRt(root, spec, threads)
     else:
         raise BundleError(
             f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime' and 'litert'. "

@@ -1,9 +1,11 @@
-"""What a decoder with a KV cache of fixed buffers is told at each step: how much past, which mask, which positions.
+"""What a decoder with a KV cache of fixed buffers is told at each step: how much past, which mask, which
+positions.
 
 Two forms of decoder (V, D, … as in `edgevlm_runner.runtimes`):
 
 - append: the cache [rows, kv heads, head dim] goes in by its first `past` rows, and the new keys and values
-  come out. `past` is one of a few bucket sizes, so that few shapes exist. Rows that hold no token yet are hidden.
+  come out. `past` is one of a few bucket sizes, so that few shapes exist. Rows that hold no token yet are
+  hidden.
 - update: the whole cache of `max_context` rows goes in, and the graph writes the new rows itself.
 
 NumPy only: the executor on the device and its emulation on a host share this module.
@@ -58,13 +60,15 @@ def mask(filled: int, past: int, tokens: int) -> np.ndarray:
     seen = np.zeros((tokens, past + tokens), bool)
     seen[:, :filled] = True
     seen[:, past:] = np.tri(tokens, dtype=bool)
-    return np.where(seen, np.float32(0), HIDDEN)[None, None]
+    added: np.ndarray = np.where(seen, np.float32(0), HIDDEN)[None, None]
+    return added
 
 
 def mask_static(filled: int, tokens: int, max_context: int) -> np.ndarray:
     """float32 [1, 1, tokens, max_context] for the update form, in which new tokens follow the filled rows."""
     seen = np.tri(tokens, max_context, filled, dtype=bool)
-    return np.where(seen, np.float32(0), HIDDEN)[None, None]
+    added: np.ndarray = np.where(seen, np.float32(0), HIDDEN)[None, None]
+    return added
 
 
 def pieces(tokens: int, longest: int) -> List[Tuple[int, int]]:

@@ -27,8 +27,8 @@ class OnnxRuntime:
         optimize: False switches every graph optimisation off, for comparing with the source model.
         """
         self._spec = spec
-        self._ort = _import_onnxruntime()
-        paths = {component: _graph_path(root, spec, component) for component in COMPONENTS}
+        self._ort = import_onnxruntime()
+        paths = {component: graph_path(root, spec, component) for component in COMPONENTS}
         self._vision = self._load(paths["vision_encoder"], threads, optimize)
         self._embedding = self._load(paths["embedding"], 1, optimize)
         self._decoder = self._load(paths["decoder"], threads, optimize)
@@ -165,7 +165,7 @@ class OnnxRuntime:
                 )
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -189,7 +189,7 @@ def _multiplies_bytes_exactly() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def _graph_path(root: Path, spec: ModelSpec, component: str) -> Path:
+def graph_path(root: Path, spec: ModelSpec, component: str) -> Path:
     name = spec.graphs.get(component)
     if name is None or not (root / name).is_file():
         raise ExecutionError(f"{root}: the graph of the {component} ({name}) is missing.")

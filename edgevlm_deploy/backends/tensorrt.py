@@ -1,0 +1,190 @@
+"""TensorRT: fp16 or fp32 graphs with explicit quantisation, read back, linted and verified in ONNX Runtime.
+
+What goes into a bundle is portable; engines are built on the device, where the GPU and the driver are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner.contract import ModelSpec, Profiles
+from edgevlm_runner.inputs import Inputs
+from edgevlm_runner.preprocess import most_tiles
+from edgevlm_runner.runtimes import decoder_window
+
+from edgevlm_deploy.backends import CompiledGraphs
+from edgevlm_deploy.backends.half import half_precision, in_half
+from edgevlm_deploy.errors import ExportError, PlanError
+from edgevlm_deploy.plan import Plan
+from edgevlm_deploy.quantize.quantized_model import QuantizedModel
+from edgevlm_deploy.quantize.table import QuantizedTable
+from edgevlm_deploy.target import Target
+
+INT4_OPSET = 21
+"""The first with INT4 in blocks. Without it the graphs stay at 20, the last one that TensorRT 10.3
+documents.
+"""
+WEAKLY_TYPED_OPSET = 17
+STANDARD_OPSET = 24
+QUESTION_TOKENS = 32
+"""Text of a usual prompt, where the recipe does not say."""
+
+
+def compile(
+    load_source: Callable[[], Any],
+    quantized: QuantizedModel | None,
+    spec: ModelSpec,
+    samples: Sequence[Inputs],
+    out_dir: Path,
+    plan: Plan,
+) -> CompiledGraphs:
+    """See `edgevlm_deploy.backends.Compile`; the plan's target names the release."""
+    from edgevlm_deploy.export.verify_tensorrt import verify
+    from edgevlm_deploy.quantize import fakequant
+
+    made = in_half(quantized or QuantizedModel(QuantizedTable({})))
+    files = _write(half_precision(load_source()), made, spec, out_dir, plan.target)
+    estimates = _lint(spec, out_dir, plan.target)
+    reference = fakequant.apply(half_precision(load_source()), made)
+    verification = verify(reference, made.table, spec, out_dir, samples)
+    return CompiledGraphs(
+        graphs=dict(spec.graphs),
+        files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
+        verification={
+            **dataclasses.asdict(verification),
+            "exact_modules": len(made.table),
+            "exact_integers": sum(linear.q.size for linear in made.table.values()),
+            **estimates,
+        },
+    )
+
+
+def dialect(target: Target, with_int4: bool) -> Any:
+    """What the target's release of TensorRT knows, as an `export.tensorrt.Dialect`."""
+    from edgevlm_deploy.export.tensorrt import Dialect
+    from edgevlm_deploy.lint.generations import generation
+
+    release = generation(target.software["tensorrt"])
+    half = release.since >= (10, 0)
+    standard = {"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"} <= set(release.operators)
+    opset = min(WEAKLY_TYPED_OPSET, release.opset[1])
+    if half:
+        opset = STANDARD_OPSET if standard else INT4_OPSET if with_int4 else INT4_OPSET - 1
+    return Dialect(
+        opset=opset, half=half, standard=standard, layer_norm="LayerNormalization" in release.operators
+    )
+
+
+def profiles(target: Target, spec: ModelSpec, usual_tiles: int | None, usual_tokens: int | None) -> Profiles:
+    """Smallest, usual and largest shapes of every input: what the engines are built for.
+
+    usual_tiles, usual_tokens: what to tune for; one tile, and all tokens of a picture of that many tiles with
+    a short question, where they are None.
+    """
+    context, width = spec.max_context, spec.hidden_size
+    side, most = spec.image.tile_size, most_tiles(spec.image)
+    tiles = min(usual_tiles or most, most)
+    usual = usual_tokens or tiles * spec.prompt.tokens_per_tile + QUESTION_TOKENS
+    usual = min(usual, context)
+
+    def fixed(shape: list[int]) -> list[list[int]]:
+        return [shape, shape, shape]
+
+    def decoder(tokens: tuple[int, int, int]) -> dict[str, list[list[int]]]:
+        least, longest = decoder_window.SMALLEST_PAST, decoder_window.rows(context)
+        pasts = (least, decoder_window.bucket(usual, context), longest)
+        inputs = {
+            "inputs_embeds": [[1, n, width] for n in tokens],
+            "position_ids": [[1, n] for n in tokens],
+            "mask": [[1, 1, n, n + past] for n, past in zip(tokens, pasts, strict=True)],
+        }
+        cache = [[1, past, spec.kv_heads, spec.head_dim] for past in pasts]
+        if standard:
+            inputs["mask"] = [[1, 1, n, context] for n in tokens]
+            inputs["write_index"] = fixed([1])
+            cache = fixed([1, spec.kv_heads, context, spec.head_dim])
+        for layer in range(spec.layers):
+            inputs |= {f"past_key.{layer}": cache, f"past_value.{layer}": cache}
+        return inputs
+
+    standard = dialect(target, with_int4=False).standard
+    return {
+        "vision_encoder": [{"pixel_values": [[n, 3, side, side] for n in (1, tiles, most)]}],
+        "embedding": [{"input_ids": [[1, n] for n in (1, usual, context)]}],
+        "decoder": [decoder((1, usual, context)), decoder((1, 1, 1))],
+    }
+
+
+def _write(
+    source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Path, target: Target
+) -> list[Path]:
+    """Export one component after the other, so that one float graph at a time is in memory."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from edgevlm_deploy.export import graph, readback, tensorrt
+    from edgevlm_deploy.export.passes import half_initializers, quantize_dequantize, strip_traces
+    from edgevlm_deploy.quantize import fakequant
+
+    table = quantized.table
+    chosen = dialect(target, with_int4=any(linear.bits == 4 for linear in table.values()))
+    fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
+    exporters: dict[str, Callable[[], Any]] = {
+        "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),
+        "embedding": lambda: tensorrt.export_embedding(source, chosen),
+        "decoder": lambda: tensorrt.export_decoder(source, chosen, spec.max_context),
+    }
+    files: list[Path] = []
+    found: set[str] = set()
+    for component, export in exporters.items():
+        path = out_dir / spec.graphs[component]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model = export()
+        modules = quantize_dequantize.insert(model, table)
+        RemoveUnusedNodesPass()(model)
+        if not chosen.half:
+            half_initializers.store_half(model)
+        strip_traces.strip_traces(model)
+        files += graph.save(model, path)
+        readback.check(path, table, modules)
+        found |= modules
+    missing = sorted(set(table) - found)
+    if missing:
+        raise ExportError(
+            f"No matrix product was found in the graphs for {', '.join(missing)}; "
+            "these modules would have stayed in floating point."
+        )
+    return files
+
+
+def _lint(spec: ModelSpec, out_dir: Path, target: Target) -> Mapping[str, int]:
+    """Every rule on every graph; returns the memory estimates. Raises ExportError for what TensorRT
+    refuses.
+    """
+    from edgevlm_deploy.lint import tensorrt
+    from edgevlm_deploy.lint.subject import Profile, Severity
+
+    weights = activations = 0
+    for component, name in spec.graphs.items():
+        ranges: dict[str, Profile] = {}
+        for profile in spec.profiles[component]:
+            for value, shapes in profile.items():
+                low, usual, high = (tuple(shape) for shape in shapes)
+                before = ranges.get(value)
+                ranges[value] = Profile(
+                    low if before is None else tuple(map(min, low, before.min)),
+                    usual if before is None else before.opt,
+                    high if before is None else tuple(map(max, high, before.max)),
+                )
+        report = tensorrt.lint(out_dir / name, target, ranges)
+        refused = [one for one in report.findings if one.severity is Severity.ERROR]
+        if any(one.rule == "memory" for one in refused):
+            raise PlanError(next(one.message for one in refused if one.rule == "memory"))
+        if refused:
+            lines = "\n".join(f"  {one.rule}: {one.where}: {one.message}" for one in refused)
+            raise ExportError(f"TensorRT {report.release} would refuse the {component}:\n{lines}")
+        weights += report.memory.weights_bytes
+        activations = max(activations, report.memory.total_bytes - report.memory.weights_bytes)
+    return {"estimated_weights_bytes": weights, "estimated_memory_bytes": weights + activations}

@@ -1,0 +1,137 @@
+"""TensorRT's graphs against the torch model that computes with the same integers, in ONNX Runtime.
+
+*Exact* are the written graphs with their fp16 tensors widened to fp32 and no optimisation: they must agree
+with torch to `verify.TOLERANCE`, and give the same tokens. *Shipped* are the graphs as they are written;
+what fp16 adds is measured and reported, apart from the effect of quantisation. TensorRT itself does not run
+here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.inputs import Inputs
+from edgevlm_runner.runtimes.emulation import EmulatedTensorRt
+from numpy.typing import NDArray
+
+from edgevlm_deploy.errors import ExportError
+from edgevlm_deploy.export import graph
+from edgevlm_deploy.export.passes import widen
+from edgevlm_deploy.export.verify import (
+    TOLERANCE,
+    Floats,
+    Verification,
+    check_same_tokens,
+    compare,
+    measure,
+    observe,
+    summary,
+)
+from edgevlm_deploy.quantize.table import QuantizedTable
+
+
+class ObservedTensorRt(EmulatedTensorRt):
+    """The emulation without optimisation; keeps what one question computed, until `clear`.
+
+    The graphs are `write_observable`'s: their quantised inputs are outputs too.
+    """
+
+    def __init__(self, root: Path, spec: ModelSpec) -> None:
+        super().__init__(root, spec, optimize=False)
+        self.clear()
+
+    def clear(self) -> None:
+        self.features: Floats | None = None
+        self.logits: list[Floats] = []
+        self._pieces: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
+
+    @property
+    def quantized(self) -> dict[str, NDArray[np.int8]]:
+        """Module with a static activation → its int8 inputs, all rows one after the other: [rows, K]."""
+        return {
+            module: np.concatenate([one.reshape(-1, one.shape[-1]) for one in pieces])
+            for module, pieces in self._pieces.items()
+        }
+
+    def encode_image(self, pixel_values: Floats) -> Floats:
+        self.features = super().encode_image(pixel_values)
+        return self.features
+
+    def step(self, embeds: Floats) -> Floats:
+        self.logits.append(super().step(embeds))
+        return self.logits[-1]
+
+    def _run(self, component: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        outputs = super()._run(component, inputs)
+        for name in [one for one in outputs if one.startswith(_OBSERVED)]:
+            self._pieces[name[len(_OBSERVED) :]].append(outputs.pop(name))
+        return outputs
+
+
+_OBSERVED = "observed:"
+
+
+def verify(
+    reference: Any, table: QuantizedTable, spec: ModelSpec, root: Path, samples: Sequence[Inputs]
+) -> Verification:
+    """Compare the graphs below `root` with `reference`, the fake-quantised torch model.
+
+    Raises ExportError when the widened graphs differ from it by more than `TOLERANCE`.
+    """
+    if not samples:
+        raise ExportError("Verification needs at least one sample, got none.")
+    with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
+        exact = Path(temporary)
+        for name in spec.graphs.values():
+            (exact / name).parent.mkdir(parents=True, exist_ok=True)
+            write_observable(root / name, exact / name)
+        with ObservedTensorRt(exact, spec) as runtime:
+            runtime.start(spec.max_context)
+            observed = [observe(runtime, spec, sample) for sample in samples]
+            runtime.start(spec.max_context)
+            check_same_tokens(runtime, spec, samples[:1], observed[:1], "an empty cache")
+    compared = [
+        compare(reference, table, spec, *pair, TOLERANCE) for pair in zip(samples, observed, strict=True)
+    ]
+    with EmulatedTensorRt(root, spec) as shipped:
+        shipped.start(spec.max_context)
+        measured = [measure(shipped, spec, *pair) for pair in zip(samples, observed, strict=True)]
+    return summary(observed, compared, measured)
+
+
+def write_observable(path: Path, out: Path) -> None:
+    """The graph at `path` in fp32, with the quantised input of every module as an output
+    `observed:MODULE`.
+    """
+    import onnx_ir as ir
+
+    model = graph.load(path)
+    widen.widen(model)
+    for module, node in _with_quantized_inputs(model).items():
+        quantize = node.inputs[0].producer().inputs[0].producer()
+        copy = ir.node("Identity", [quantize.outputs[0]], name=f"{module}/observed")
+        copy.outputs[0].name = _OBSERVED + module
+        copy.outputs[0].dtype, copy.outputs[0].shape = ir.DataType.INT8, quantize.outputs[0].shape
+        model.graph.append(copy)
+        model.graph.outputs.append(copy.outputs[0])
+    graph.save(model, out)
+
+
+def _with_quantized_inputs(model: Any) -> dict[str, Any]:
+    """Module → its MatMul behind QuantizeLinear and DequantizeLinear."""
+    found = {}
+    for node in model.graph:
+        module = graph.module_of(node)
+        dequantize = node.inputs[0].producer() if node.op_type == "MatMul" else None
+        if module is None or dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        quantize = dequantize.inputs[0].producer()
+        if quantize is not None and quantize.op_type == "QuantizeLinear":
+            found[module] = node
+    return found
