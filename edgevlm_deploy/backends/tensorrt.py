@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from edgevlm_runner.contract import ModelSpec, Profiles
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.preprocess import most_tiles
@@ -46,9 +47,13 @@ def compile(
     from edgevlm_deploy.quantize import fakequant
 
     made = in_half(quantized or QuantizedModel(QuantizedTable({})))
-    files = _write(half_precision(load_source()), made, spec, out_dir, plan.target)
+
+    def load() -> Any:
+        return _half_scaling(half_precision(load_source()))
+
+    files = _write(load(), made, spec, out_dir, plan.target)
     estimates = _lint(spec, out_dir, plan.target)
-    reference = fakequant.apply(half_precision(load_source()), made)
+    reference = fakequant.apply(load(), made)
     verification = verify(reference, made.table, spec, out_dir, samples)
     return CompiledGraphs(
         graphs=dict(spec.graphs),
@@ -60,6 +65,15 @@ def compile(
             **estimates,
         },
     )
+
+
+def _half_scaling(source: Any) -> Any:
+    """Round what attention scores are multiplied by to fp16, in place: fp16 graphs hold it as a constant."""
+    for module in source.modules():
+        for name in ("scale", "scaling"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, float(np.float16(getattr(module, name))))
+    return source
 
 
 def dialect(target: Target, with_int4: bool) -> Any:

@@ -74,7 +74,7 @@ def export_vision_encoder(source: Any, dialect: Dialect) -> ir.Model:
     wanted = STANDARD_ATTENTION if dialect.standard else PLAIN_ATTENTION
     with attention(source.model.vision_model.config, wanted), _norms(source, dialect):
         return _trace(
-            VisionEncoder(source.to(dialect.dtype)),
+            VisionEncoder(_in(source, dialect)),
             (torch.zeros(2, 3, side, side, dtype=dialect.dtype),),
             ({0: "tiles"},),
             ["pixel_values"],
@@ -85,7 +85,7 @@ def export_vision_encoder(source: Any, dialect: Dialect) -> ir.Model:
 
 def export_embedding(source: Any, dialect: Dialect) -> ir.Model:
     ids = torch.zeros(1, 3, dtype=torch.int32)
-    embedding = Embedding(source.to(dialect.dtype))
+    embedding = Embedding(_in(source, dialect))
     return _trace(embedding, (ids,), ({1: "tokens"},), ["input_ids"], ["inputs_embeds"], dialect)
 
 
@@ -110,9 +110,7 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int) -> ir.Model:
         inputs["write_index"] = torch.zeros(1, dtype=torch.int64), {}
     else:
         outputs = ["logits", "new_keys_values"]
-    module: Any = (_UpdateDecoder if dialect.standard else _AppendDecoder)(
-        source.to(dialect.dtype), max_context
-    )
+    module: Any = (_UpdateDecoder if dialect.standard else _AppendDecoder)(_in(source, dialect), max_context)
     wanted = STANDARD_ATTENTION if dialect.standard else STATIC_CACHE_ATTENTION
     cache_axes = tuple({} if dialect.standard else {1: "past"} for _ in cache)
     with attention(source.model.text_model.config, wanted), _norms(source, dialect), module.rotation():
@@ -218,6 +216,13 @@ class _UpdateDecoder(_AppendDecoder):
             mock.patch.object(modeling, "apply_rotary_pos_emb", rotate),
         ):
             yield
+
+
+def _in(source: Any, dialect: Dialect) -> Any:
+    """Parameters in the dialect's type. Not buffers: the rotary frequencies would lose their digits."""
+    for parameter in source.parameters():
+        parameter.data = parameter.data.to(dialect.dtype)
+    return source
 
 
 def _pairs(past: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
