@@ -36,6 +36,9 @@ class Runtime(Protocol):
     def versions(self) -> Dict[str, str]:
         """Names and versions of the software that computes, for the evidence."""
 
+    def device_bytes(self) -> int:
+        """Memory held on an accelerator, which the resident set of this process does not count; 0 on a CPU."""
+
     def close(self) -> None:
         """Free the graphs and the cache."""
 
@@ -67,9 +70,14 @@ def load(
         from edgevlm_runner.runtimes.emulation import EmulatedTensorRt
 
         runtime = EmulatedTensorRt(root, spec, threads)
+    elif spec.runtime == "tensorrt":
+        from edgevlm_runner.runtimes.tensorrt import TensorRt
+
+        runtime = TensorRt(root, spec, default_cache() / "tensorrt")
     else:
         raise BundleError(
-            f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime' and 'litert'. "
+            f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime', 'litert' and "
+            "'tensorrt'. "
             "Use the runner of the edgevlm that compiled it."
         )
     runtime.start(spec.max_context)
