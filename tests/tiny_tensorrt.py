@@ -43,7 +43,9 @@ def _decoder_profiles(updates: bool) -> Iterator[dict[str, Any]]:
             "position_ids": _shapes([1, 1], [1, half], [1, tokens]),
             "mask": _shapes([1, 1, 1, columns[0]], [1, 1, half, columns[1]], [1, 1, tokens, columns[2]]),
         }
-        cache = [[1, KV, CONTEXT, HEAD]] * 3 if updates else [[1, rows, KV, HEAD] for rows in (64, 128, CONTEXT)]
+        cache = (
+            [[1, KV, CONTEXT, HEAD]] * 3 if updates else [[1, rows, KV, HEAD] for rows in (64, 128, CONTEXT)]
+        )
         for layer in range(LAYERS):
             profile.update({f"past_key.{layer}": cache, f"past_value.{layer}": cache})
         if updates:
@@ -98,7 +100,8 @@ class Reference:
         x = self._seen + np.sin(np.arange(tokens, dtype=np.float32)[None, :, None] * w["wave"])
         for layer in range(LAYERS):
             q, k, v = (
-                (x @ w[f"{name}_{layer}"]).reshape(1, tokens, KV, HEAD).transpose(0, 2, 1, 3) for name in "qkv"
+                (x @ w[f"{name}_{layer}"]).reshape(1, tokens, KV, HEAD).transpose(0, 2, 1, 3)
+                for name in "qkv"
             )
             scores = q @ k.transpose(0, 1, 3, 2) + np.where(np.tri(tokens) > 0, 0, -1e4)
             shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -159,7 +162,8 @@ def decoder(updates: bool, half: bool) -> str:
 g ({kind}[1, tokens, {D}] inputs_embeds, int32[1, tokens] position_ids, {kind}[{mask}] mask{extra}, {pasts},
    {square}, {kind}[{D}] wave, int8[{D}, {V}] head, {kind} scale)
 => (float[1, {V}] logits, {outputs})
-<int64[4] split = {{1, -1, {KV}, {HEAD}}}, int64[3] join = {{1, -1, {D}}}, int64[1] two = {{2}}, int64 last = {{-1}}> {{
+<int64[4] split = {{1, -1, {KV}, {HEAD}}}, int64[3] join = {{1, -1, {D}}}, int64[1] two = {{2}},
+ int64 last = {{-1}}> {{
   place = Cast<to={10 if half else 1}>(position_ids)
   column = Unsqueeze(place, two)
   angle = Mul(column, wave)

@@ -111,7 +111,14 @@ def cudaMemcpyAsync(target: int, source: int, size: int, kind: Any, stream: Any)
 
 
 def cudaMemcpy2DAsync(
-    target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int, kind: Any, stream: Any
+    target: int,
+    target_pitch: int,
+    source: int,
+    source_pitch: int,
+    width: int,
+    rows: int,
+    kind: Any,
+    stream: Any,
 ) -> Any:
     DEVICE.strided += rows > 1
     ends = [(target, target_pitch), (source, source_pitch)]

@@ -1,7 +1,8 @@
 """TensorRT's builder and runtime as far as the runner uses them, strict where the real ones are.
 
-Refused are: every name that the release's bindings do not list, shapes outside of the active profile, profiles
-that leave out an input, unbound addresses, running without scratch memory, capturing what was not run before.
+Refused are: every name that the release's bindings do not list, shapes outside of the active profile,
+profiles that leave out an input, unbound addresses, running without scratch memory, capturing what was not
+run before.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ RELEASE = tuple(int(part) for part in TENSORRT.split("."))
 UNLISTED = frozenset({"name", "type", "get_input"})
 """Real members that the lists leave out: `name` everywhere, and all of ILayer's."""
 
-ENUMS = (
-    "BuilderFlag DataType ExecutionContextAllocationStrategy LayerType MemoryPoolType "
-    "NetworkDefinitionCreationFlag PreviewFeature TensorIOMode"
-).split()
+ENUMS = [
+    "BuilderFlag",
+    "DataType",
+    "ExecutionContextAllocationStrategy",
+    "LayerType",
+    "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
+    "PreviewFeature",
+    "TensorIOMode",
+]
 
 
 def _enum(name: str) -> Any:

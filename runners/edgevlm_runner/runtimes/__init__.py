@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Protocol
+from typing import Any, Dict, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,15 +36,20 @@ class Runtime(Protocol):
     def versions(self) -> Dict[str, str]:
         """Names and versions of the software that computes, for the evidence."""
 
-    def device_bytes(self) -> int:
-        """Memory held on an accelerator, which the resident set of this process does not count; 0 on a CPU."""
-
     def close(self) -> None:
         """Free the graphs and the cache."""
 
     def __enter__(self) -> Runtime: ...
 
     def __exit__(self, *error: Any) -> None: ...
+
+
+@runtime_checkable
+class OnAccelerator(Protocol):
+    """A runtime that holds memory on an accelerator, which its process's resident set does not count."""
+
+    def device_bytes(self) -> int:
+        """Bytes held there since `start`."""
 
 
 def load(

@@ -1,4 +1,5 @@
-"""One CUDA device and one stream: memory, copies, graphs. Every failure is an ExecutionError with CUDA's name for it.
+"""One CUDA device and one stream: memory, copies, graphs. Every failure is an ExecutionError with CUDA's
+name for it.
 
 Through NVIDIA's own bindings (`cuda-python`), which changed their module's name between releases.
 Not run on hardware; the names are checked against the bindings of CUDA 11.8 to 13.2.
@@ -87,17 +88,13 @@ class Cuda:
         """Enqueue a copy of pinned host memory to the device."""
         cudart = self._cudart
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._checked(
-            cudart.cudaMemcpyAsync(address, source.ctypes.data, source.nbytes, kind, self._stream)
-        )
+        self._checked(cudart.cudaMemcpyAsync(address, source.ctypes.data, source.nbytes, kind, self._stream))
 
     def download(self, target: np.ndarray, address: int) -> None:
         """Enqueue a copy from the device into pinned host memory."""
         cudart = self._cudart
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._checked(
-            cudart.cudaMemcpyAsync(target.ctypes.data, address, target.nbytes, kind, self._stream)
-        )
+        self._checked(cudart.cudaMemcpyAsync(target.ctypes.data, address, target.nbytes, kind, self._stream))
 
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int

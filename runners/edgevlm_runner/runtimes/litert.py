@@ -127,10 +127,6 @@ class LiteRt:
     def versions(self) -> Dict[str, str]:
         return {**self._executor.versions, "numpy": np.__version__}
 
-    def device_bytes(self) -> int:
-        """0: LiteRT does not tell what its GPU and NPU take."""
-        return 0
-
     def close(self) -> None:
         self._caches = {}
         self._executor.close()

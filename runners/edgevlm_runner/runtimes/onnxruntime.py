@@ -100,9 +100,6 @@ class OnnxRuntime:
     def versions(self) -> Dict[str, str]:
         return {"onnxruntime": str(self._ort.__version__), "numpy": np.__version__}
 
-    def device_bytes(self) -> int:
-        return 0
-
     def close(self) -> None:
         self._cache = []
         self._binding = self._logits = self._vision = self._embedding = self._decoder = None

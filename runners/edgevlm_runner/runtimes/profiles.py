@@ -23,7 +23,7 @@ def check(component: str, profiles: Sequence[Profile]) -> None:
             ordered = len(shapes) == 3 and len({len(shape) for shape in shapes}) == 1
             if not ordered or not all(0 < low <= mid <= high for low, mid, high in zip(*shapes)):
                 raise BundleError(
-                    f"model.json: profile {number} of the {component} gives {name} the shapes {list(shapes)}; "
+                    f"model.json: profile {number} of the {component} gives {name} {list(shapes)}; "
                     "expected smallest ≤ typical ≤ largest in every dimension. Compile it again."
                 )
 

@@ -1,11 +1,12 @@
 """TensorRT on the board that runs it: three engines, and a KV cache that never leaves device memory.
 
-The likeliest token and its log-probability are found on the host, not on the GPU. The evidence needs the sum over all
-V logits in double precision, the same for every runtime. Bringing them over costs V·4 bytes (200 kB for 49,000 tokens)
-in memory that CPU and GPU of a Jetson share: microseconds, where a token takes milliseconds.
+The likeliest token and its log-probability are found on the host, not on the GPU. The evidence needs the
+sum over all V logits in double precision, the same for every runtime. Bringing them over costs V·4 bytes
+(200 kB for 49,000 tokens) in memory that CPU and GPU of a Jetson share: microseconds, where a token takes
+milliseconds.
 
-Not run on hardware. What runs in the tests is all of this code against a stand-in for TensorRT and CUDA that offers
-the names of one real release each and computes the same graphs with ONNX Runtime.
+Not run on hardware. What runs in the tests is all of this code against a stand-in for TensorRT and CUDA
+that offers the names of one real release each and computes the same graphs with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ COMPONENTS = ("vision_encoder", "embedding", "decoder")
 class TensorRt:
     """`edgevlm_runner.runtimes.Runtime` on TensorRT.
 
-    Raises RuntimeUnavailable when `tensorrt` or `cuda-python` is missing, BundleError when the manifest has no
-    profiles, ExecutionError when a graph is missing, cannot be built, or is of another shape than `spec` says.
+    Raises RuntimeUnavailable when `tensorrt` or `cuda-python` is missing, BundleError when the manifest has
+    no profiles, ExecutionError when a graph is missing, cannot be built, or is of another shape than `spec`
+    says.
     """
 
     def __init__(self, root: Path, spec: ModelSpec, cache: Path) -> None:
@@ -93,7 +95,8 @@ class TensorRt:
         self._tokens = 0
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
-        """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D], as many tiles at once as were built for."""
+        """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D], as many tiles at once as were
+        built for."""
         features: List[np.ndarray] = [
             self._vision.run(pixel_values[first : first + count])
             for first, count in decoder_window.pieces(len(pixel_values), self._most_tiles)
@@ -147,9 +150,9 @@ class TensorRt:
     def device_bytes(self) -> int:
         """What CUDA saw disappear between creation and `start`: weights, contexts, buffers, cache.
 
-        Where CPU and GPU share their memory, this process's own growth is in that number and in its resident set;
-        it is counted once. Other processes move the number too, so what is known for certain is its floor: what
-        was allocated here, and the engines' files.
+        Where CPU and GPU share their memory, this process's own growth is in that number and in its
+        resident set; it is counted once. Other processes move the number too, so what is known for certain
+        is its floor: what was allocated here, and the engines' files.
         """
         known = self._cuda.allocated + sum(plan.path.stat().st_size for plan in self._plans.values())
         return max(known, self._taken)

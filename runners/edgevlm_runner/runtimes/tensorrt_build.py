@@ -1,15 +1,15 @@
 """Build one TensorRT engine and end: `python3 -m edgevlm_runner.runtimes.tensorrt_build < request.json`.
 
-A process of its own, because that gives back all of the builder's memory: the next engine starts with an empty
-board, and the peak memory of the process that answers is its own.
+A process of its own, because that gives back all of the builder's memory: the next engine starts with an
+empty board, and the peak memory of the process that answers is its own.
 
-Networks are strongly typed from TensorRT 10 on: TensorRT computes in the types that the graph states. Releases
-before have no such networks, and some releases fail to build INT8 Q/DQ graphs as such (NVIDIA/TensorRT issue 4832:
-10.16.2 on SM 8.7). Those are built weakly typed, which leaves TensorRT the choice between FP32, FP16 and INT8 kernels;
-the answer says so. TensorRT 11 has strong typing only.
+Networks are strongly typed from TensorRT 10 on: TensorRT computes in the types that the graph states.
+Releases before have no such networks, and some releases fail to build INT8 Q/DQ graphs as such
+(NVIDIA/TensorRT issue 4832: 10.16.2 on SM 8.7). Those are built weakly typed, which leaves TensorRT the
+choice between FP32, FP16 and INT8 kernels; the answer says so. TensorRT 11 has strong typing only.
 
-Weights are never refitted: REFIT is not set. Nor is WEIGHT_STREAMING: where CPU and GPU share their memory it would
-hold the weights in the same chips and copy them once more for every token.
+Weights are never refitted: REFIT is not set. Nor is WEIGHT_STREAMING: where CPU and GPU share their memory
+it would hold the weights in the same chips and copy them once more for every token.
 
 Not run on hardware; every name is checked against the bindings of TensorRT 8.6 to 11.1.
 """
@@ -30,7 +30,7 @@ WORKSPACE_SHARE = 4
 """Kernels may use a quarter of the free memory as scratch; weights, the plan and the system need the rest."""
 LEAST_WORKSPACE, MOST_WORKSPACE = 64 << 20, 4 << 30
 OPTIMIZATION_LEVEL = 3
-"""TensorRT's own default, said so that no release decides otherwise; higher ones need more memory and hours."""
+"""TensorRT's own default, said so that no release decides otherwise; higher ones need memory and hours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,8 @@ def import_tensorrt() -> Any:
     except ImportError as error:
         raise RuntimeUnavailable(
             f"tensorrt cannot be imported ({error}). On a Jetson its bindings are part of JetPack: "
-            "apt install python3-libnvinfer, and use the system's Python (python3 -m venv --system-site-packages). "
-            "Elsewhere: pip install tensorrt."
+            "apt install python3-libnvinfer, and use the system's Python "
+            "(python3 -m venv --system-site-packages). Elsewhere: pip install tensorrt."
         ) from error
     return trt
 
@@ -125,9 +125,8 @@ def _attempt(trt: Any, request: Request, strong: bool) -> None:
     _read_timings(config, timings)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExecutionError(
-            f"{request.graph}: TensorRT {trt.__version__} cannot build this graph: {log.told() or 'it gives no reason'}."
-        )
+        told = log.told() or "it gives no reason"
+        raise ExecutionError(f"{request.graph}: TensorRT {trt.__version__} cannot build this graph: {told}.")
     cache = config.get_timing_cache()
     if cache is not None:
         _write(timings, cache.serialize())
@@ -165,7 +164,7 @@ def _add_profiles(request: Request, builder: Any, config: Any, network: Any) -> 
         if set(shapes) != inputs:
             differing = sorted(set(shapes) ^ inputs)
             raise ExecutionError(
-                f"{request.graph}: its inputs and those of the manifest's profiles differ: {', '.join(differing)}. "
+                f"{request.graph}: the inputs of graph and profiles differ: {', '.join(differing)}. "
                 "Graph and manifest are of different models; compile the bundle again."
             )
         profile = builder.create_optimization_profile()
@@ -209,7 +208,6 @@ def error_log(trt: Any) -> Any:
             return "; ".join(self.errors[:most])
 
     return ErrorLog()
-
 
 
 if __name__ == "__main__":

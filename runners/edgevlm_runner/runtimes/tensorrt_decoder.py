@@ -1,8 +1,8 @@
 """The decoder on a GPU: the KV cache stays in device memory and is never copied whole.
 
-Prefill has a context of its own. Decoding has one for each bucket of past, because a captured CUDA graph belongs to
-one shape: uploads, kernels and the download of the logits are then launched by a single call. What cannot be captured
-is enqueued kernel by kernel, and the evidence says so.
+Prefill has a context of its own. Decoding has one for each bucket of past, because a captured CUDA graph
+belongs to one shape: uploads, kernels and the download of the logits are then launched by a single call.
+What cannot be captured is enqueued kernel by kernel, and the evidence says so.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class AppendCache:
         return {**found, "new_keys_values": self._new}
 
     def shapes(self, past: int, tokens: int) -> Dict[str, Shape]:
-        shapes: Dict[str, Shape] = {name: (1, past, *self._row_shape) for name in self._names}
+        shapes: Dict[str, Shape] = dict.fromkeys(self._names, (1, past, *self._row_shape))
         return {**shapes, "mask": (1, 1, tokens, past + tokens)}
 
     def staged(self, filled: int, past: int, tokens: int) -> Dict[str, np.ndarray]:
@@ -62,7 +62,12 @@ class AppendCache:
         """Enqueue the copy of all layers' new rows to their place: one strided copy."""
         run = tokens * self._row_bytes
         self._engine.cuda.copy_rows(
-            self._block + filled * self._row_bytes, self._rows * self._row_bytes, self._new, run, run, self._parts
+            self._block + filled * self._row_bytes,
+            self._rows * self._row_bytes,
+            self._new,
+            run,
+            run,
+            self._parts,
         )
 
 
@@ -87,7 +92,8 @@ class UpdateCache:
                 past, present = f"past_{part}.{layer}", f"present_{part}.{layer}"
                 if engine.aliased_input(present) != past:
                     raise ExecutionError(
-                        f"TensorRT does not write {present} into {past}. Compile the bundle for TensorRT before 10.15."
+                        f"TensorRT does not write {present} into {past}. "
+                        "Compile the bundle for TensorRT before 10.15."
                     )
                 self._addresses[past] = self._addresses[present] = engine.cuda.allocate(size)
                 self._pasts.append(past)
@@ -102,7 +108,7 @@ class UpdateCache:
         return self._addresses
 
     def shapes(self, past: int, tokens: int) -> Dict[str, Shape]:
-        shapes: Dict[str, Shape] = {name: self._shape for name in self._pasts}
+        shapes: Dict[str, Shape] = dict.fromkeys(self._pasts, self._shape)
         return {**shapes, "mask": (1, 1, tokens, self._length), "write_index": (1,)}
 
     def staged(self, filled: int, past: int, tokens: int) -> Dict[str, np.ndarray]:
@@ -126,11 +132,13 @@ class _Decoding:
 class Decoder:
     """Appends tokens to a KV cache of `max_context` rows.
 
-    Raises ExecutionError when the engine is of another shape than `spec` says, or when a profile lacks a shape that
-    decoding up to `max_context` needs.
+    Raises ExecutionError when the engine is of another shape than `spec` says, or when a profile lacks a
+    shape that decoding up to `max_context` needs.
     """
 
-    def __init__(self, engine: Engine, spec: ModelSpec, scratch: Tuple[int, int], many_contexts: bool) -> None:
+    def __init__(
+        self, engine: Engine, spec: ModelSpec, scratch: Tuple[int, int], many_contexts: bool
+    ) -> None:
         self._engine, self._spec = engine, spec
         self._scratch, self._many_contexts = scratch, many_contexts
         self._updates = "write_index" in engine.inputs
@@ -162,7 +170,7 @@ class Decoder:
                 self._decoding[past] = decoding
 
     def append(self, embeds: np.ndarray, filled: int) -> np.ndarray:
-        """float32 [1, T, D] behind `filled` tokens → logits float32 [V] of the last one; T ≤ `most_tokens`."""
+        """float32 [1, T, D] behind `filled` tokens → logits float32 [V] of the last; T ≤ `most_tokens`."""
         tokens = embeds.shape[1]
         past = self._cache.past(filled)
         decoding = self._decoding.get(past) if tokens == 1 else None
@@ -192,7 +200,8 @@ class Decoder:
             self._buffers[name].fill(array)
 
     def _shaped(self, past: int, tokens: int) -> Execution:
-        """For a step whose shape changes from call to call: prefill, and decoding without a context per bucket."""
+        """For a step whose shape changes from call to call: prefill, and decoding without a context per
+        bucket."""
         shapes = self._shapes(past, tokens)
         number = optimisation.covering("decoder", self._engine.profiles, shapes)
         if number not in self._prefill:
@@ -211,8 +220,8 @@ class Decoder:
         self._buffers["logits"].download(self._spec.vocab_size)
 
     def _capture(self, decoding: _Decoding, past: int) -> None:
-        """Warm up once, as TensorRT asks for after a change of shape, then record. Leaves the cache as it was:
-        the update form writes row 0, which the first token overwrites."""
+        """Warm up once, as TensorRT asks for after a change of shape, then record. Leaves the cache as it
+        was: the update form writes row 0, which the first token overwrites."""
         self._stage(np.zeros((1, 1, self._spec.hidden_size), np.float32), 0, past)
         self._run(decoding.execution, past, 1)
         self._engine.cuda.synchronize()

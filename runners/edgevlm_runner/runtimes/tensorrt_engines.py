@@ -1,8 +1,8 @@
 """Engines: built once on the board that runs them, kept in a cache, never taken from anywhere else.
 
-An engine fits one GPU, one TensorRT and one driver, so it is no part of a bundle. In the cache it is named by the
-digest of everything that it depends on; its own digest lies beside it and is compared before TensorRT sees a byte:
-a plan holds machine code, and a damaged or foreign one is built anew, never used.
+An engine fits one GPU, one TensorRT and one driver, so it is no part of a bundle. In the cache it is named
+by the digest of everything that it depends on; its own digest lies beside it and is compared before
+TensorRT sees a byte: a plan holds machine code, and a damaged or foreign one is built anew, never used.
 
     CACHE/tensorrt/KEY.plan   KEY.json {"plan_sha256", "strong", "reason", "graph_sha256", …}   timings.bin
 """
@@ -80,9 +80,7 @@ def find_or_build(
         return known
     with storage_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    request = Request(
-        str(graph), optimisation.plain(profiles), str(plan), str(cache / TIMINGS), free_bytes
-    )
+    request = Request(str(graph), optimisation.plain(profiles), str(plan), str(cache / TIMINGS), free_bytes)
     typing = _build(request)
     facts = {
         **typing,
@@ -107,8 +105,9 @@ def deserialize(trt: Any, runtime: Any, plan: Plan) -> Any:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if engine is None:
+        told = log.told() or "it gives no reason"
         raise ExecutionError(
-            f"{plan.path}: TensorRT {trt.__version__} refuses this engine ({log.told() or 'it gives no reason'}). "
+            f"{plan.path}: TensorRT {trt.__version__} refuses this engine ({told}). "
             f"Delete {plan.path.parent} to build all engines anew."
         )
     return engine
@@ -120,7 +119,7 @@ def open_runtime(trt: Any) -> Any:
 
 
 def _external(graph: Path) -> List[Path]:
-    """Files beside the graph whose names its bytes contain: ONNX refers to external weights by relative path."""
+    """Files beside the graph whose names its bytes contain: ONNX names external weights by path."""
     with open(graph, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         beside = [path for path in graph.parent.iterdir() if path.is_file() and path != graph]
         return sorted(path for path in beside if data.find(path.name.encode()) >= 0)
@@ -147,9 +146,8 @@ def _build(request: Request) -> Dict[str, Any]:
         command,
         input=json.dumps(dataclasses.asdict(request)),
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        capture_output=True,
+        text=True,
         check=False,
     )
     if done.returncode == 0:
@@ -158,9 +156,8 @@ def _build(request: Request) -> Dict[str, Any]:
     said = done.stderr.strip()
     if done.returncode < 0:
         said = f"the builder was ended by signal {-done.returncode}, most likely for want of memory. {said}"
-    raise ExecutionError(
-        f"{request.graph}: no engine. {said.partition('error: ')[2] or said or f'exit code {done.returncode}'}"
-    )
+    said = said.partition("error: ")[2] or said or f"exit code {done.returncode}"
+    raise ExecutionError(f"{request.graph}: no engine. {said}")
 
 
 def typings(plans: Mapping[str, Plan]) -> str:

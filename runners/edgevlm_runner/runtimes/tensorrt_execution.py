@@ -1,7 +1,7 @@
 """An engine with static buffers, and its execution contexts, which share one block of scratch memory.
 
-Everything is allocated before the first question and stays: no allocation can fail, and none takes time, later on.
-Not run on hardware; every name is checked against the bindings of TensorRT 8.6 to 11.1.
+Everything is allocated before the first question and stays: no allocation can fail, and none takes time,
+later on. Not run on hardware; every name is checked against the bindings of TensorRT 8.6 to 11.1.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Engine:
         for name in names:
             dtype = engine.get_tensor_dtype(name)
             if dtype not in types:
-                raise ExecutionError(f"The {component}'s {name} is {dtype}; this runner feeds FP16, FP32 and integers.")
+                raise ExecutionError(
+                    f"The {component}'s {name} is {dtype}; this runner feeds FP16, FP32 and integers."
+                )
             if engine.is_shape_inference_io(name):
                 raise ExecutionError(f"The {component}'s {name} decides shapes; the runner binds data only.")
             self.types[name] = types[dtype]
@@ -73,7 +75,7 @@ class Engine:
         return int(engine.device_memory_size)
 
     def check(self, expected: Mapping[str, Shape]) -> None:
-        """Raises ExecutionError unless inputs and outputs are those of `expected`; −1 there allows any size."""
+        """Raises ExecutionError unless inputs and outputs are those of `expected`; −1 allows any size."""
         for name in sorted({*expected, *self.shapes}):
             found, wanted = self.shapes.get(name), expected.get(name)
             if found is None or wanted is None or len(found) != len(wanted):
@@ -102,7 +104,9 @@ class Engine:
         else:
             context = engine.create_execution_context_without_device_memory()
         if context is None:
-            raise ExecutionError(f"TensorRT gives no execution context for the {self.component}: memory is short.")
+            raise ExecutionError(
+                f"TensorRT gives no execution context for the {self.component}: memory is short."
+            )
         if release_of(trt) >= (10, 0):
             context.set_device_memory(scratch, scratch_bytes)
         else:
@@ -123,17 +127,23 @@ class Execution:
         context = self._context
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
-                raise ExecutionError(f"TensorRT refuses the memory of {name} of the {self._engine.component}.")
+                raise ExecutionError(
+                    f"TensorRT refuses the memory of {name} of the {self._engine.component}."
+                )
 
     def shape(self, shapes: Mapping[str, Shape]) -> None:
         """Shapes of all inputs. Raises ExecutionError outside of the profile."""
         context = self._context
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
-                raise ExecutionError(f"TensorRT refuses {name} of shape {list(shape)} for the {self._engine.component}.")
+                raise ExecutionError(
+                    f"TensorRT refuses {name} of shape {list(shape)} for the {self._engine.component}."
+                )
         missing = context.infer_shapes()
         if missing:
-            raise ExecutionError(f"The {self._engine.component} lacks shapes or memory for {', '.join(missing)}.")
+            raise ExecutionError(
+                f"The {self._engine.component} lacks shapes or memory for {', '.join(missing)}."
+            )
 
     def output_shape(self, name: str) -> Shape:
         context = self._context
