@@ -114,7 +114,8 @@ def _attempt(trt: Any, request: Request, strong: bool) -> None:
     config = builder.create_builder_config()
     workspace = min(max(request.free_bytes // WORKSPACE_SHARE, LEAST_WORKSPACE), MOST_WORKSPACE)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-    config.builder_optimization_level = OPTIMIZATION_LEVEL
+    if release_of(trt) >= (8, 6):
+        config.builder_optimization_level = OPTIMIZATION_LEVEL
     config.clear_flag(trt.BuilderFlag.TF32)  # what the graph states as FP32 keeps its 23 bits
     if not strong:
         _allow_low_precision(trt, config, network)
