@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+from edgevlm_runner.board import Watch
 from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import CLEAN, FORMAT_VERSION, Answer, Item, read_jsonl, to_json
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.respond import Respondent
+from edgevlm_runner.runtimes import OnAccelerator
 from edgevlm_runner.storage import file_digest, storage_errors
 
 WARM_UP_ITEMS = 5
@@ -43,8 +45,11 @@ def gather(
         with Respondent(bundle, threads, emulate) as respondent:
             loaded_ms = 1e3 * (time.perf_counter() - began)
             origin = _origin(bundle, respondent)
-            latency = _latency(respondent, bundle.items)
-            _answer_all(respondent, bundle.items, out, origin, progress)
+            with Watch() as watch:
+                latency = _latency(respondent, bundle.items)
+                _answer_all(respondent, bundle.items, out, origin, progress)
+            runtime = respondent.runtime
+            device_bytes = runtime.device_bytes() if isinstance(runtime, OnAccelerator) else 0
         answers = out / "answers.jsonl"
         evidence = dict(origin)
         evidence.update(
@@ -55,10 +60,21 @@ def gather(
             seconds=time.perf_counter() - began,
             latency=latency,
             peak_rss_bytes=peak_rss_bytes(),
+            device_bytes=device_bytes,
+            board=_board(watch, latency),
         )
         temporary = out / "evidence.json.tmp"
         temporary.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
         temporary.replace(out / "evidence.json")
+
+
+def _board(watch: Watch, latency: Dict[str, List[float]]) -> Dict[str, Any]:
+    """What the watch saw, and the energy of an answer: mean power × mean time, the idle board's share included."""
+    seen, times = watch.summary(), latency["latency_ms"]
+    power = seen["power_w_mean"]
+    known = power is not None and times
+    energy = round(power * sum(times) / len(times) / 1e3, 4) if known else None
+    return {**seen, "energy_j_per_answer": energy}
 
 
 def read_evidence(directory: Path, bundle_digest: str) -> Dict[str, Any]:
