@@ -69,7 +69,7 @@ def gather(
 
 
 def _board(watch: Watch, latency: Dict[str, List[float]]) -> Dict[str, Any]:
-    """What the watch saw, and the energy of an answer: mean power × mean time, the idle board's share included."""
+    """What the watch saw, and an answer's energy: mean power × mean time, the idle board's share included."""
     seen, times = watch.summary(), latency["latency_ms"]
     power = seen["power_w_mean"]
     known = power is not None and times

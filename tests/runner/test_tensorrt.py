@@ -22,7 +22,7 @@ import tiny_tensorrt
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import BundleError, ExecutionError, RuntimeUnavailable
 from edgevlm_runner.generate import generate
-from edgevlm_runner.runtimes import load, tensorrt_engines
+from edgevlm_runner.runtimes import OnAccelerator, load, tensorrt_engines
 from tiny_tensorrt import CONTEXT, PREFILL, SIDE, D
 
 STANDIN = Path(__file__).parents[1] / "standin"
@@ -97,6 +97,7 @@ def test_greedy_tokens_are_those_of_the_model(
         again = generate(runtime, spec, pixels, ids)
         assert runtime.versions()["decoding"] == "CUDA graphs"
         assert runtime.versions()["gpu"] == "Orin (SM 8.7)"
+        assert isinstance(runtime, OnAccelerator)
         assert runtime.device_bytes() > 2 * 2 * CONTEXT * D * 2
     assert found.token_ids == wanted.token_ids == again.token_ids
     assert len(set(found.token_ids)) > 3

@@ -122,15 +122,14 @@ def _attempt(trt: Any, request: Request, strong: bool) -> None:
     if (8, 6) <= release_of(trt) < (10, 0):  # what later releases always allow: contexts that share a profile
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     _add_profiles(request, builder, config, network)
-    timings = Path(request.timing_cache)
-    _read_timings(config, timings)
+    _read_timings(config, Path(request.timing_cache))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         told = log.told() or "it gives no reason"
         raise ExecutionError(f"{request.graph}: TensorRT {trt.__version__} cannot build this graph: {told}.")
-    cache = config.get_timing_cache()
-    if cache is not None:
-        _write(timings, cache.serialize())
+    timings = config.get_timing_cache()
+    if timings is not None:
+        _write(Path(request.timing_cache), timings.serialize())
     _write(Path(request.plan), plan)
 
 
@@ -179,8 +178,8 @@ def _read_timings(config: Any, path: Path) -> None:
     """Timings of earlier builds. Those of another board or release, or a damaged file, count as none."""
     known = path.read_bytes() if path.is_file() else b""
     for data in [known, b""] if known else [b""]:
-        cache = config.create_timing_cache(data)
-        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        timings = config.create_timing_cache(data)
+        if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
             return
 
 

@@ -43,36 +43,36 @@ class Engine:
     """A deserialised engine: names, types and shapes of what goes in and out, and contexts that run it."""
 
     def __init__(
-        self, trt: Any, cuda: Cuda, engine: Any, component: str, profiles: Sequence[optimisation.Profile]
+        self, trt: Any, cuda: Cuda, native: Any, component: str, profiles: Sequence[optimisation.Profile]
     ) -> None:
         self.component = component
         self.profiles = profiles
         self.cuda = cuda
         self._trt = trt
-        self._engine = engine
+        self._native = native
         types = _numpy_types(trt)
-        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-        self.inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        self.shapes: Dict[str, Shape] = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+        names = [native.get_tensor_name(number) for number in range(native.num_io_tensors)]
+        self.inputs = [name for name in names if native.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self.shapes: Dict[str, Shape] = {name: tuple(native.get_tensor_shape(name)) for name in names}
         """−1 where a profile decides."""
         self.types: Dict[str, Any] = {}
         for name in names:
-            dtype = engine.get_tensor_dtype(name)
+            dtype = native.get_tensor_dtype(name)
             if dtype not in types:
                 raise ExecutionError(
                     f"The {component}'s {name} is {dtype}; this runner feeds FP16, FP32 and integers."
                 )
-            if engine.is_shape_inference_io(name):
+            if native.is_shape_inference_io(name):
                 raise ExecutionError(f"The {component}'s {name} decides shapes; the runner binds data only.")
             self.types[name] = types[dtype]
 
     @property
     def scratch_bytes(self) -> int:
         """Device memory that a context needs while it runs, over all profiles."""
-        engine = self._engine
+        native = self._native
         if release_of(self._trt) >= (10, 0):
-            return int(engine.device_memory_size_v2)
-        return int(engine.device_memory_size)
+            return int(native.device_memory_size_v2)
+        return int(native.device_memory_size)
 
     def check(self, expected: Mapping[str, Shape]) -> None:
         """Raises ExecutionError unless inputs and outputs are those of `expected`; −1 allows any size."""
@@ -90,19 +90,19 @@ class Engine:
 
     def aliased_input(self, output: str) -> Any:
         """The input whose memory `output` is written into, or None. From TensorRT 10.15."""
-        engine = self._engine
-        return engine.get_aliased_input_tensor(output)
+        native = self._native
+        return native.get_aliased_input_tensor(output)
 
     def buffer(self, name: str, shape: Shape) -> Buffer:
         return Buffer(self.cuda, math.prod(shape), self.types[name])
 
     def execution(self, profile: int, scratch: int, scratch_bytes: int) -> Execution:
         """A context on `profile`. Contexts may share the scratch memory, as one stream runs them in turn."""
-        trt, engine = self._trt, self._engine
+        trt, native = self._trt, self._native
         if release_of(trt) >= (10, 0):
-            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            context = native.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         else:
-            context = engine.create_execution_context_without_device_memory()
+            context = native.create_execution_context_without_device_memory()
         if context is None:
             raise ExecutionError(
                 f"TensorRT gives no execution context for the {self.component}: memory is short."
