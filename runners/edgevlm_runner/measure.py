@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from edgevlm_runner.board import Watch
 from edgevlm_runner.bundle import Bundle
@@ -23,6 +25,7 @@ WARM_UP_ITEMS = 5
 LATENCY_ITEMS = 120
 """Enough for a two-sided 95 % interval of the 95th percentile (73 is the least)."""
 FLUSH_EVERY = 32
+SIGN_OF_LIFE_S = 30.0
 
 Progress = Callable[[int, int], None]
 """Called with (items answered, items in all)."""
@@ -42,7 +45,13 @@ def gather(
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
+<<<<<<< HEAD
         with Respondent(bundle, threads, emulate) as respondent:
+=======
+        with _signs_of_life(progress, len(bundle.items)):
+            respondent = Respondent(bundle, threads)
+        with respondent:
+>>>>>>> 5dd5509 (Signs of life while engines are built; weak typing is tried for failed builds only)
             loaded_ms = 1e3 * (time.perf_counter() - began)
             origin = _origin(bundle, respondent)
             with Watch() as watch:
@@ -75,6 +84,24 @@ def _board(watch: Watch, latency: Dict[str, List[float]]) -> Dict[str, Any]:
     known = power is not None and times
     energy = round(power * sum(times) / len(times) / 1e3, 4) if known else None
     return {**seen, "energy_j_per_answer": energy}
+
+
+@contextlib.contextmanager
+def _signs_of_life(progress: Progress, items: int) -> Iterator[None]:
+    """Report "none answered yet" again and again: building engines can take longer than a host waits in silence."""
+    loaded = threading.Event()
+
+    def report() -> None:
+        while not loaded.wait(SIGN_OF_LIFE_S):
+            progress(0, items)
+
+    reporter = threading.Thread(target=report, name="loading", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        loaded.set()
+        reporter.join()
 
 
 def read_evidence(directory: Path, bundle_digest: str) -> Dict[str, Any]:

@@ -47,6 +47,10 @@ class Request:
     """Free device memory before the build."""
 
 
+class _NotBuilt(ExecutionError):
+    """The graph was read, but no engine came of it: the one failure that other typing may mend."""
+
+
 def main() -> int:
     """Build; the last line of standard output is the typing, {"strong": bool, "reason": str}."""
     try:
@@ -83,7 +87,7 @@ def build(trt: Any, request: Request) -> Dict[str, Any]:
     try:
         _attempt(trt, request, strong=True)
         return {"strong": True, "reason": ""}
-    except ExecutionError as error:
+    except _NotBuilt as error:
         if release >= (11, 0):
             raise
         failed = str(error).replace(request.graph, Path(request.graph).name)
@@ -126,7 +130,7 @@ def _attempt(trt: Any, request: Request, strong: bool) -> None:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         told = log.told() or "it gives no reason"
-        raise ExecutionError(f"{request.graph}: TensorRT {trt.__version__} cannot build this graph: {told}.")
+        raise _NotBuilt(f"{request.graph}: TensorRT {trt.__version__} cannot build this graph: {told}.")
     timings = config.get_timing_cache()
     if timings is not None:
         _write(Path(request.timing_cache), timings.serialize())
