@@ -34,7 +34,7 @@ def why(verdict: Verdict) -> str:
 def throttling(evidence: Mapping[str, Any]) -> str:
     """A sentence when the board slowed down while it was measured, else ""."""
     board = evidence.get("board") or {}
-    if not board.get("throttled"):
+    if not board.get("throttled") or evidence.get("emulated"):  # an emulation's times are not judged
         return ""
     return (
         f"The machine throttled while it was measured ({', '.join(board['throttled_by'])}): "

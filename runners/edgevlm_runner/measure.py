@@ -45,13 +45,9 @@ def gather(
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-<<<<<<< HEAD
-        with Respondent(bundle, threads, emulate) as respondent:
-=======
         with _signs_of_life(progress, len(bundle.items)):
-            respondent = Respondent(bundle, threads)
+            respondent = Respondent(bundle, threads, emulate)
         with respondent:
->>>>>>> 5dd5509 (Signs of life while engines are built; weak typing is tried for failed builds only)
             loaded_ms = 1e3 * (time.perf_counter() - began)
             origin = _origin(bundle, respondent)
             with Watch() as watch:
@@ -88,7 +84,7 @@ def _board(watch: Watch, latency: Dict[str, List[float]]) -> Dict[str, Any]:
 
 @contextlib.contextmanager
 def _signs_of_life(progress: Progress, items: int) -> Iterator[None]:
-    """Report "none answered yet" again and again: building engines can take longer than a host waits in silence."""
+    """Report "none answered yet" again and again: engines can take longer than a host waits in silence."""
     loaded = threading.Event()
 
     def report() -> None:
