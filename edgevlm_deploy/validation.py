@@ -115,7 +115,9 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
 def _measured(opened: Bundle, evidence: dict[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
     """Latency and memory of the device; without one, why there are none."""
     if not evidence["emulated"]:
-        return {**evidence["latency"], "peak_rss_bytes": evidence["peak_rss_bytes"]}
+        # On a Jetson both lie in the same chips, and on a card of its own the model would not fit without.
+        peak = evidence["peak_rss_bytes"] + evidence.get("device_bytes", 0)
+        return {**evidence["latency"], "peak_rss_bytes": peak}
     tokens = sum(len(answer.token_ids) for answer in answers) / max(len(answers), 1)
     target = _read(Target, opened.path("target.json"))
     return {"reasons": roofline.reasons(opened.manifest, opened.model.graphs, target, tokens)}

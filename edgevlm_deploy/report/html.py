@@ -89,6 +89,7 @@ def render(
             verdict=verdict,
             headline=outcome.headline(verdict),
             why=outcome.why(verdict),
+            throttling=outcome.throttling(evidence),
             headlines=[row for row in HEADLINES if metrics.estimates[row[2]].value is not None],
             changes=[row for row in CHANGES if metrics.estimates[row[1]].value is not None],
             noise_floor=Estimate.model_validate(bundle.manifest["reference"]["noise_floor"]),
@@ -102,12 +103,20 @@ def render(
                 name: inventory.facts(bundle.manifest[name])
                 for name in ("verification", "quantization", "calibration", "reference", "source")
             },
-            machine=inventory.facts(evidence["machine"]),
+            machine=inventory.facts({**evidence["machine"], **_board(evidence)}),
             packages=inventory.facts({**bundle.manifest["packages"], **evidence["runtime"]["versions"]}),
             gallery=gallery.build(bundle, reference, answers, metrics),
         )
     )
     write_text_atomic(out, page)
+
+
+def _board(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read from the board, without what it did not tell."""
+    board = evidence.get("board") or {}
+    return (
+        {"board": {name: value for name, value in board.items() if value not in (None, [])}} if board else {}
+    )
 
 
 def _environment() -> Environment:

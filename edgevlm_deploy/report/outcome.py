@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edgevlm_deploy.report.quantity import TITLES
 from edgevlm_deploy.verdict import Outcome, Verdict
 
@@ -26,3 +29,14 @@ def why(verdict: Verdict) -> str:
         if names:
             phrases.append(f"{len(names)} {what} ({', '.join(names)})")
     return f"of {total} gates {', '.join(phrases)}."
+
+
+def throttling(evidence: Mapping[str, Any]) -> str:
+    """A sentence when the board slowed down while it was measured, else ""."""
+    board = evidence.get("board") or {}
+    if not board.get("throttled") or evidence.get("emulated"):  # an emulation's times are not judged
+        return ""
+    return (
+        f"The machine throttled while it was measured ({', '.join(board['throttled_by'])}): "
+        "its latency will not repeat. Cool it, check its power supply and mode, and validate again."
+    )

@@ -13,7 +13,7 @@ from edgevlm_runner.bundle import Bundle
 
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.report import inventory
-from edgevlm_deploy.report.outcome import headline, why
+from edgevlm_deploy.report.outcome import headline, throttling, why
 from edgevlm_deploy.report.quantity import Unit, limit, measured, quantity
 from edgevlm_deploy.verdict import GateResult, Outcome, Verdict
 
@@ -62,7 +62,8 @@ def verdict_table(validation: Validation) -> str:
         )
     sentence = Text(_sentence(validation), _STYLES[validation.verdict.outcome])
     places = Text(f"bundle  {validation.bundle}\nreport  {validation.report}")
-    return _rendered(table, Text(""), sentence, places)
+    warning = throttling(validation.evidence)
+    return _rendered(table, Text(""), sentence, *([Text(warning, "yellow")] if warning else []), places)
 
 
 def _status(gate: GateResult) -> str:

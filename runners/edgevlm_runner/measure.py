@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
+from edgevlm_runner.board import Watch
 from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import CLEAN, FORMAT_VERSION, Answer, Item, read_jsonl, to_json
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.respond import Respondent
+from edgevlm_runner.runtimes import OnAccelerator
 from edgevlm_runner.storage import file_digest, storage_errors
 
 WARM_UP_ITEMS = 5
 LATENCY_ITEMS = 120
 """Enough for a two-sided 95 % interval of the 95th percentile (73 is the least)."""
 FLUSH_EVERY = 32
+SIGN_OF_LIFE_S = 30.0
 
 Progress = Callable[[int, int], None]
 """Called with (items answered, items in all)."""
@@ -40,11 +45,16 @@ def gather(
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        with Respondent(bundle, threads, emulate) as respondent:
+        with _signs_of_life(progress, len(bundle.items)):
+            respondent = Respondent(bundle, threads, emulate)
+        with respondent:
             loaded_ms = 1e3 * (time.perf_counter() - began)
             origin = _origin(bundle, respondent)
-            latency = _latency(respondent, bundle.items)
-            _answer_all(respondent, bundle.items, out, origin, progress)
+            with Watch() as watch:
+                latency = _latency(respondent, bundle.items)
+                _answer_all(respondent, bundle.items, out, origin, progress)
+            runtime = respondent.runtime
+            device_bytes = runtime.device_bytes() if isinstance(runtime, OnAccelerator) else 0
         answers = out / "answers.jsonl"
         evidence = dict(origin)
         evidence.update(
@@ -55,10 +65,39 @@ def gather(
             seconds=time.perf_counter() - began,
             latency=latency,
             peak_rss_bytes=peak_rss_bytes(),
+            device_bytes=device_bytes,
+            board=_board(watch, latency),
         )
         temporary = out / "evidence.json.tmp"
         temporary.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
         temporary.replace(out / "evidence.json")
+
+
+def _board(watch: Watch, latency: Dict[str, List[float]]) -> Dict[str, Any]:
+    """What the watch saw, and an answer's energy: mean power × mean time, the idle board's share included."""
+    seen, times = watch.summary(), latency["latency_ms"]
+    power = seen["power_w_mean"]
+    known = power is not None and times
+    energy = round(power * sum(times) / len(times) / 1e3, 4) if known else None
+    return {**seen, "energy_j_per_answer": energy}
+
+
+@contextlib.contextmanager
+def _signs_of_life(progress: Progress, items: int) -> Iterator[None]:
+    """Report "none answered yet" again and again: engines can take longer than a host waits in silence."""
+    loaded = threading.Event()
+
+    def report() -> None:
+        while not loaded.wait(SIGN_OF_LIFE_S):
+            progress(0, items)
+
+    reporter = threading.Thread(target=report, name="loading", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        loaded.set()
+        reporter.join()
 
 
 def read_evidence(directory: Path, bundle_digest: str) -> Dict[str, Any]:

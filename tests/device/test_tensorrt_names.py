@@ -18,7 +18,8 @@ from edgevlm_deploy import resources
 from edgevlm_deploy.target import Backend
 
 FOLDER = Path(__file__).parent / "names"
-RUNTIME = Path(__file__).parents[2] / "runners/edgevlm_runner/runtimes/tensorrt.py"
+RUNTIMES = Path(__file__).parents[2] / "runners/edgevlm_runner/runtimes"
+SOURCES = sorted([*RUNTIMES.glob("tensorrt*.py"), RUNTIMES / "cuda.py"])
 
 TENSORRT = ("8.6", "10.3", "10.13", "10.16", "11.1")
 CUDA = ("11.8", "12.6", "13.0", "13.2")
@@ -26,106 +27,43 @@ CUDA = ("11.8", "12.6", "13.0", "13.2")
 UNPUBLISHED = {"8.2", "8.5"}
 """Releases that a target names and whose bindings were never published: nothing is claimed about them."""
 
-NEEDED = {
-    "Builder": [
-        "create_network",
-        "create_builder_config",
-        "create_optimization_profile",
-        "build_serialized_network",
-    ],
-    "IBuilderConfig": [
-        "set_memory_pool_limit",
-        "add_optimization_profile",
-        "create_timing_cache",
-        "get_timing_cache",
-        "set_timing_cache",
-        "builder_optimization_level",
-        "profiling_verbosity",
-        "set_flag",
-    ],
-    "ITimingCache": ["serialize", "combine"],
-    "MemoryPoolType": ["WORKSPACE"],
-    "ProfilingVerbosity": ["DETAILED"],
-    "NetworkDefinitionCreationFlag": [],
-    "IOptimizationProfile": ["set_shape"],
-    "INetworkDefinition": ["num_inputs", "get_input", "num_outputs", "get_output"],
-    "OnnxParser": ["parse", "parse_from_file", "num_errors", "get_error"],
-    "ParserError": ["desc", "node"],
-    "Logger": ["WARNING"],
-    "ILogger": ["Severity"],
-    "Runtime": ["deserialize_cuda_engine"],
-    "ICudaEngine": [
-        "create_execution_context",
-        "num_io_tensors",
-        "get_tensor_name",
-        "get_tensor_mode",
-        "get_tensor_dtype",
-        "get_tensor_shape",
-        "get_tensor_profile_shape",
-        "num_optimization_profiles",
-        "create_engine_inspector",
-    ],
-    "EngineInspector": ["get_engine_information"],
-    "LayerInformationFormat": ["JSON"],
-    "IExecutionContext": [
-        "set_input_shape",
-        "set_tensor_address",
-        "get_tensor_shape",
-        "set_optimization_profile_async",
-        "execute_async_v3",
-        "infer_shapes",
-    ],
-    "TensorIOMode": ["INPUT"],
-    "DataType": ["HALF", "FLOAT", "INT32"],
+OBJECTS = {
+    "builder": "Builder",
+    "config": "IBuilderConfig",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "profile": "IOptimizationProfile",
+    "timings": "ITimingCache",
+    "runtime": "Runtime",
+    "native": "ICudaEngine",
+    "context": "IExecutionContext",
+    "flag": "NetworkDefinitionCreationFlag",
 }
-"""Class → members that building, caching and running an engine takes; in every release."""
+"""Name of a variable in the runtime → class of what it holds; see `test_the_variables_are_those`."""
 
 SINCE = {
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": "10.3",
     "DataType.INT64": "10.3",
     "DataType.INT4": "10.3",
+    "BuilderFlag.INT4": "10.3",
+    "ExecutionContextAllocationStrategy": "10.3",
+    "ExecutionContextAllocationStrategy.USER_MANAGED": "10.3",
     "ICudaEngine.device_memory_size_v2": "10.3",
+    "IExecutionContext.set_device_memory": "10.3",
+    "ICudaEngine.get_aliased_input_tensor": "10.16",
 }
-"""Name → first release that has it."""
+"""Name that the runtime asks for only from a release on → the first of the lists that has it."""
 
 UNTIL = {
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": "10.16",
     "BuilderFlag.FP16": "10.16",
     "BuilderFlag.INT8": "10.16",
+    "BuilderFlag.INT4": "10.16",
+    "PreviewFeature.PROFILE_SHARING_0806": "10.16",
+    "ICudaEngine.device_memory_size": "10.16",
+    "ICudaEngine.create_execution_context_without_device_memory": "10.16",
 }
-"""Name → last release that has it: weak typing ends with TensorRT 10."""
-
-NEEDED_CUDA = [
-    "cudaMalloc",
-    "cudaFree",
-    "cudaMemcpyAsync",
-    "cudaMemsetAsync",
-    "cudaHostAlloc",
-    "cudaFreeHost",
-    "cudaStreamCreate",
-    "cudaStreamDestroy",
-    "cudaStreamSynchronize",
-    "cudaStreamBeginCapture",
-    "cudaStreamEndCapture",
-    "cudaGraphInstantiate",
-    "cudaGraphLaunch",
-    "cudaGraphExecDestroy",
-    "cudaGraphDestroy",
-    "cudaEventCreate",
-    "cudaEventRecord",
-    "cudaEventElapsedTime",
-    "cudaEventSynchronize",
-    "cudaMemGetInfo",
-    "cudaGetDeviceProperties",
-    "cudaDriverGetVersion",
-    "cudaRuntimeGetVersion",
-    "cudaGetErrorName",
-    "cudaError_t",
-    "cudaMemcpyKind.cudaMemcpyHostToDevice",
-    "cudaMemcpyKind.cudaMemcpyDeviceToHost",
-    "cudaMemcpyKind.cudaMemcpyDeviceToDevice",
-    "cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal",
-]
+"""Name that the runtime asks for only before a release → the last of the lists that has it."""
 
 
 @cache
@@ -151,23 +89,66 @@ def used(source: str, module: str) -> set[str]:
     return found
 
 
+def used_on_objects(source: str) -> set[str]:
+    """`Class.member` for every `variable.member` whose variable is one of `OBJECTS`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in OBJECTS:
+            found.add(f"{OBJECTS[node.value.id]}.{node.attr}")
+    return found
+
+
+def asked_for() -> set[str]:
+    """Every TensorRT name that the runtime uses, as `Name` or `Class.member`."""
+    found: set[str] = set()
+    for path in SOURCES:
+        source = path.read_text()
+        found |= used(source, "trt") | used_on_objects(source)
+    return {name for name in found if "__" not in name}
+
+
 def position(release: str) -> int:
     return TENSORRT.index(release)
 
 
+def in_use(name: str, release: str) -> bool:
+    """Whether the runtime asks this release for the name."""
+    first, last = SINCE.get(name, TENSORRT[0]), UNTIL.get(name, TENSORRT[-1])
+    return position(first) <= position(release) <= position(last)
+
+
 @pytest.mark.parametrize("release", TENSORRT)
-def test_tensorrt_offers_what_a_runtime_needs(release: str) -> None:
-    names = offered("tensorrt", release)
-    assert [name for name in flat(NEEDED) if name not in names] == []
+def test_the_runtime_uses_no_tensorrt_name_that_a_release_lacks(release: str) -> None:
+    missing = {name for name in asked_for() if in_use(name, release)} - offered("tensorrt", release)
+    assert missing == set()
+
+
+def test_what_is_conditional_is_used_and_ends_where_it_says() -> None:
+    assert {*SINCE, *UNTIL} <= asked_for()
     for name, first in SINCE.items():
-        assert (name in names) == (position(release) >= position(first)), name
+        before = [release for release in TENSORRT if position(release) < position(first)]
+        assert not any(name in offered("tensorrt", release) for release in before), name
     for name, last in UNTIL.items():
-        assert (name in names) == (position(release) <= position(last)), name
+        after = [release for release in TENSORRT if position(release) > position(last)]
+        gone = [release for release in after if name not in offered("tensorrt", release)]
+        assert gone == after or name == "PreviewFeature.PROFILE_SHARING_0806", name
 
 
 @pytest.mark.parametrize("release", CUDA)
-def test_cuda_offers_what_a_runtime_needs(release: str) -> None:
-    assert [name for name in NEEDED_CUDA if name not in offered("cuda", release)] == []
+def test_the_runtime_uses_no_cuda_name_that_a_release_lacks(release: str) -> None:
+    names = set().union(*(used(path.read_text(), "cudart") for path in SOURCES))
+    assert len(names) > 20
+    assert names - offered("cuda", release) == set()
+
+
+def test_the_variables_are_those() -> None:
+    """The classes that are built or asked for all occur under the names that `OBJECTS` lists."""
+    classes = {name.split(".")[0] for name in asked_for()}
+    assert set(OBJECTS.values()) <= classes
+    assert {"ILogger.Severity", "IBuilderConfig.set_timing_cache", "IExecutionContext.execute_async_v3"} <= (
+        asked_for()
+    )
+    assert len(asked_for()) > 60
 
 
 def test_every_release_that_a_target_names_is_covered_or_said_not_to_be() -> None:
@@ -180,22 +161,13 @@ def test_every_release_that_a_target_names_is_covered_or_said_not_to_be() -> Non
     assert named - set(TENSORRT) == UNPUBLISHED
 
 
-@pytest.mark.skipif(not RUNTIME.is_file(), reason="no TensorRT runtime yet")
-def test_the_runtime_uses_no_name_that_a_release_lacks() -> None:
-    source = RUNTIME.read_text()
-    conditional = {*SINCE, *UNTIL}
-    for module, kind, releases in (("trt", "tensorrt", TENSORRT), ("cudart", "cuda", CUDA)):
-        names = {name for name in used(source, module) - conditional if not name.startswith("__")}
-        assert names, f"the runtime imports the bindings under another name than {module}"
-        for release in releases:
-            assert names - offered(kind, release) == set(), f"{kind} {release}"
-
-
 def test_a_misspelt_or_removed_name_is_found() -> None:
     source = (
-        "builder = trt.Builder(log)\nflags = trt.BuilderFlag.FP16 | trt.BuildFlag.REFIT\ntrt.nptype(x).name"
+        "builder = trt.Builder(log)\nflags = trt.BuilderFlag.FP16 | trt.BuildFlag.REFIT\n"
+        "trt.nptype(x).name\nconfig.set_memory_limit(1)"
     )
-    names = used(source, "trt")
+    names = used(source, "trt") | used_on_objects(source)
     assert names >= {"Builder", "BuilderFlag.FP16", "BuildFlag.REFIT", "nptype"}
-    assert names - offered("tensorrt", "10.16") == {"BuildFlag.REFIT", "BuildFlag"} & names
+    wrong = {"BuildFlag.REFIT", "BuildFlag", "IBuilderConfig.set_memory_limit"}
+    assert names - offered("tensorrt", "10.16") == wrong & names
     assert "BuilderFlag.FP16" not in offered("tensorrt", "11.1")

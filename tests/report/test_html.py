@@ -185,3 +185,15 @@ def _gallery(case: Any) -> gallery.Gallery:
 
     reference = read_jsonl(case.bundle.path("reference.jsonl"), Answer)
     return gallery.build(case.bundle, reference, case.answers, case.metrics)
+
+
+def test_throttling_and_the_boards_readings_are_shown(small_case: Any, tmp_path: Path) -> None:
+    board = {"source": "tegrastats", "power_w_mean": 13.907, "throttled": True, "throttled_by": ["oc3 (+2)"]}
+    given = {
+        **vars(small_case),
+        "evidence": {**small_case.evidence, "board": board, "device_bytes": 2 * 10**9},
+    }
+    html.render(**given, out=tmp_path / "hot.html")
+    text = (tmp_path / "hot.html").read_text()
+    assert "throttled while it was measured (oc3 (+2))" in text
+    assert "board.power_w_mean" in text and "13.907" in text and "memory on the accelerator" in text

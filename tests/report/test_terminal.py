@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -98,3 +99,12 @@ def _judged(case: Any, verdict: Verdict, sealed: bool) -> Judged:
         sealed=sealed,
         report=Path("build/demo.report.html"),
     )
+
+
+def test_throttling_is_said_below_the_verdict(small_case: Any) -> None:
+    judged = _judged(small_case, small_case.verdict, sealed=False)
+    assert "throttled" not in terminal.verdict_table(judged)
+    board = {"throttled": True, "throttled_by": ["gpu-throttle-alert"]}
+    hot = dataclasses.replace(judged, evidence={**judged.evidence, "board": board})
+    warning = terminal.verdict_table(hot).splitlines()[-3]
+    assert warning.startswith("The machine throttled while it was measured (gpu-throttle-alert)")

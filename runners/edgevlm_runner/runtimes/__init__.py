@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Protocol
+from typing import Any, Dict, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,6 +44,14 @@ class Runtime(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
+@runtime_checkable
+class OnAccelerator(Protocol):
+    """A runtime that holds memory on an accelerator, which its process's resident set does not count."""
+
+    def device_bytes(self) -> int:
+        """Bytes held there since `start`."""
+
+
 def load(
     root: Path, spec: ModelSpec, threads: int, accelerator: str = "cpu", emulate: bool = False
 ) -> Runtime:
@@ -67,9 +75,14 @@ def load(
         from edgevlm_runner.runtimes.emulation import EmulatedTensorRt
 
         runtime = EmulatedTensorRt(root, spec, threads)
+    elif spec.runtime == "tensorrt":
+        from edgevlm_runner.runtimes.tensorrt import TensorRt
+
+        runtime = TensorRt(root, spec, default_cache() / "tensorrt")
     else:
         raise BundleError(
-            f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime' and 'litert'. "
+            f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime', 'litert' and "
+            "'tensorrt'. "
             "Use the runner of the edgevlm that compiled it."
         )
     runtime.start(spec.max_context)

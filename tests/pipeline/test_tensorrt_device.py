@@ -1,0 +1,67 @@
+"""A bundle for a Jetson, run as on one: the real runner in its own process, on a stand-in for TensorRT and
+CUDA.
+
+The graphs are the real exporter's. Not run on hardware; see `tests/runner/test_tensorrt.py` for what the
+stand-in is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edgevlm_runner.bundle import open_bundle
+from edgevlm_runner.contract import Answer, read_jsonl
+
+from edgevlm_deploy import pipeline, validation
+from edgevlm_deploy.progress import Silent
+
+pytestmark = pytest.mark.slow
+
+STANDIN = Path(__file__).parents[1] / "standin"
+
+
+@pytest.fixture(scope="module")
+def for_orin(checkpoint: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("orin")
+    own = folder / "jetson.yaml"
+    own.write_text(recipe.read_text().replace("w4a16_g32", "w8a16").replace("w8a8", "w8a16"))
+    order = pipeline.Order(model=str(checkpoint), target="orin-jetpack7", recipe=str(own), out=folder)
+    return pipeline.compile(order, Silent())
+
+
+def run(bundle: Path, out: Path, *options: str, **environment: str) -> dict[str, Any]:
+    """Evidence of the runner in a process of its own; `environment` names the stand-in's release."""
+    search = [str(STANDIN)] if environment else []
+    command = [sys.executable, "-m", "edgevlm_runner", str(bundle), "--out", str(out), *options]
+    settings = {"PYTHONPATH": os.pathsep.join([*search, *sys.path]), **environment}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **settings}
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads((out / "evidence.json").read_text())
+    return found
+
+
+def test_the_board_answers_like_the_emulation_and_is_judged(for_orin: Path, tmp_path: Path) -> None:
+    evidence = run(for_orin, tmp_path / "board", STANDIN_TENSORRT="10.16")
+    emulated = run(for_orin, tmp_path / "host", "--emulate")
+    assert evidence["runtime"]["versions"]["tensorrt"] == "10.16.2.10" and evidence["emulated"] is False
+    assert evidence["runtime"]["versions"]["typing"] == "strong"
+    assert evidence["device_bytes"] > 0 == emulated["device_bytes"]
+    here, there = (read_jsonl(tmp_path / name / "answers.jsonl", Answer) for name in ("host", "board"))
+    assert [one.token_ids for one in there] == [one.token_ids for one in here]
+    judged = validation.judge(open_bundle(for_orin), for_orin, tmp_path / "board")
+    memory = next(gate for gate in judged.verdict.gates if gate.metric.value == "peak_rss_bytes")
+    assert memory.value == evidence["peak_rss_bytes"] + evidence["device_bytes"]
+
+
+def test_without_tensorrt_the_runner_says_what_to_install(for_orin: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgevlm_runner", str(for_orin), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 23 and "python3-libnvinfer" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,399 @@
+"""The TensorRT executor, every line of it, against a stand-in for TensorRT and CUDA (`tests/standin`).
+
+The stand-in offers the names of one real release each, refuses all others, keeps memory bounds and works
+only when waited for. It says nothing about TensorRT's numerics, speed or memory: not run on hardware.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny_tensorrt
+from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.errors import BundleError, ExecutionError, RuntimeUnavailable
+from edgevlm_runner.generate import generate
+from edgevlm_runner.runtimes import OnAccelerator, load, tensorrt_engines
+from tiny_tensorrt import CONTEXT, PREFILL, SIDE, D
+
+STANDIN = Path(__file__).parents[1] / "standin"
+RELEASES = ("8.6", "10.3", "10.16", "11.1")
+FORMS = [(release, release in ("10.16", "11.1")) for release in RELEASES] + [("10.16", False)]
+
+Install = Callable[..., Any]
+
+
+def _forget() -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("tensorrt", "cuda") or name.startswith("standin_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Make `import tensorrt` and `import cuda` find the stand-in of a release; returns its device."""
+    monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(STANDIN))
+
+    def release(name: str, fails: str = "") -> Any:
+        _forget()
+        monkeypatch.setenv("STANDIN_TENSORRT", name)
+        monkeypatch.setenv("STANDIN_FAILS", fails)
+        import standin_device
+
+        return standin_device.DEVICE
+
+    yield release
+    _forget()
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+    """Folder with the three graphs of a release: fp16 from TensorRT 10 on."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def made(release: str, updates: bool) -> Path:
+        half = release != "8.6"
+        root = folder / f"{updates}-{half}"
+        if not root.is_dir():
+            tiny_tensorrt.write(root, updates, half)
+        return Path(root)
+
+    return made
+
+
+def prompt(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(pixel values of three tiles, ids with their image tokens)."""
+    rng = np.random.default_rng(3)
+    ids = rng.integers(6, tiny_tensorrt.V, (1, tokens))
+    ids[0, 1:10] = tiny_tensorrt.IMAGE_TOKEN
+    return rng.standard_normal((3, 3, SIDE, SIDE)).astype(np.float32), ids
+
+
+def embeds(tokens: int) -> np.ndarray:
+    return np.random.default_rng(tokens).standard_normal((1, tokens, D)).astype(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize(("release", "updates"), FORMS)
+def test_greedy_tokens_are_those_of_the_model(
+    install: Install, graphs: Callable[[str, bool], Path], release: str, updates: bool
+) -> None:
+    """A prompt of several prefill runs, then decoding across two bucket borders, twice."""
+    device = install(release)
+    spec = tiny_tensorrt.spec(updates)
+    pixels, ids = prompt(100)
+    wanted = generate(tiny_tensorrt.Reference(), spec, pixels, ids)  # type: ignore[arg-type]
+    with load(graphs(release, updates), spec, 1) as runtime:
+        found = generate(runtime, spec, pixels, ids)
+        again = generate(runtime, spec, pixels, ids)
+        assert runtime.versions()["decoding"] == "CUDA graphs"
+        assert runtime.versions()["gpu"] == "Orin (SM 8.7)"
+        assert isinstance(runtime, OnAccelerator)
+        assert runtime.device_bytes() > 2 * 2 * CONTEXT * D * 2
+    assert found.token_ids == wanted.token_ids == again.token_ids
+    assert len(set(found.token_ids)) > 3
+    np.testing.assert_allclose(found.token_logprobs, wanted.token_logprobs, atol=0.05)
+    assert device.launches == 2 * (spec.max_new_tokens - 1)
+    assert not device.blocks, "memory is left allocated"
+
+
+@pytest.mark.parametrize(("release", "updates"), [("8.6", False), ("10.16", True)])
+def test_logits_do_not_depend_on_how_tokens_arrive(
+    install: Install, graphs: Callable[[str, bool], Path], release: str, updates: bool
+) -> None:
+    install(release)
+    spec, x = tiny_tensorrt.spec(updates), embeds(PREFILL + 3)
+    reference = tiny_tensorrt.Reference().step(x)
+    with load(graphs(release, updates), spec, 1) as runtime:
+        whole = runtime.step(x)
+        runtime.reset()
+        for part in (x[:, :1], x[:, 1:7], x[:, 7:8], x[:, 8:]):
+            in_pieces = runtime.step(part)
+    np.testing.assert_allclose(in_pieces, whole, atol=2e-2)
+    np.testing.assert_allclose(whole, reference, atol=5e-2)
+
+
+def test_new_rows_are_kept_by_one_strided_copy_a_step(
+    install: Install, graphs: Callable[[str, bool], Path]
+) -> None:
+    device = install("10.3")
+    with load(graphs("10.3", False), tiny_tensorrt.spec(False), 1) as runtime:
+        before = device.strided
+        runtime.step(embeds(5))
+        runtime.step(embeds(1))
+        assert device.strided == before + 2
+
+
+def test_a_second_start_finds_the_engines(install: Install, graphs: Callable[[str, bool], Path]) -> None:
+    install("10.3")
+    root, spec = graphs("10.3", False), tiny_tensorrt.spec(False)
+    load(root, spec, 1).close()
+    cache = Path(os.environ["EDGEVLM_CACHE"]) / "tensorrt"
+    plans = {path: path.stat().st_mtime_ns for path in cache.glob("*.plan")}
+    assert len(plans) == 3 and (cache / "timings.bin").read_bytes().startswith(b"timings")
+    assert not list(cache.glob("*.tmp"))
+    install("10.3", "build")  # a build would fail now
+    load(root, spec, 1).close()
+    assert {path: path.stat().st_mtime_ns for path in cache.glob("*.plan")} == plans
+
+
+@pytest.mark.parametrize("damage", ["plan", "note", "cut", "foreign"])
+def test_a_damaged_or_foreign_engine_is_built_anew(
+    install: Install, graphs: Callable[[str, bool], Path], damage: str
+) -> None:
+    install("10.3")
+    root, spec = graphs("10.3", False), tiny_tensorrt.spec(False)
+    load(root, spec, 1).close()
+    cache = Path(os.environ["EDGEVLM_CACHE"]) / "tensorrt"
+    notes = {json.loads(note.read_text())["plan_sha256"]: note for note in cache.glob("*.json")}
+    victim, other = sorted(cache.glob("*.plan"))[:2]
+    whole = victim.read_bytes()
+    if damage == "plan":
+        victim.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage == "note":
+        victim.with_suffix(".json").write_text("{}")
+    elif damage == "cut":
+        victim.write_bytes(whole[:100])
+    else:  # another engine with its own matching note, under this name
+        victim.write_bytes(other.read_bytes())
+        victim.with_suffix(".json").write_bytes(other.with_suffix(".json").read_bytes())
+    with load(root, spec, 1) as runtime:
+        assert np.isfinite(runtime.step(embeds(3))).all()
+    assert victim.read_bytes() == whole and len(notes) == 3
+
+
+def test_the_key_is_of_everything_that_an_engine_depends_on(
+    tmp_path: Path, graphs: Callable[[str, bool], Path]
+) -> None:
+    board = tensorrt_engines.Board("10.3.0", "Orin (SM 8.7)", "12.6", "12.6")
+    profiles = tiny_tensorrt.spec(False).profiles["decoder"]
+    names = {tensorrt_engines.key("a", profiles, board), tensorrt_engines.key("b", profiles, board)}
+    names.add(tensorrt_engines.key("a", profiles[:1], board))
+    for field in dataclasses.fields(board):
+        names.add(tensorrt_engines.key("a", profiles, dataclasses.replace(board, **{field.name: "other"})))
+    assert len(names) == 3 + len(dataclasses.fields(board))
+    for path in graphs("10.3", False).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = tensorrt_engines.graph_digest(tmp_path / "decoder.onnx")
+    weights = tmp_path / "decoder.data"
+    weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
+    assert tensorrt_engines.graph_digest(tmp_path / "decoder.onnx") != before
+    vision = tensorrt_engines.graph_digest(tmp_path / "vision_encoder.onnx")
+    weights.write_bytes(b"")
+    assert tensorrt_engines.graph_digest(tmp_path / "vision_encoder.onnx") == vision
+
+
+@pytest.mark.parametrize("release", ["10.3", "10.16"])
+def test_a_strongly_typed_build_that_fails_is_tried_weakly_and_said(
+    install: Install, graphs: Callable[[str, bool], Path], release: str
+) -> None:
+    install(release, "strong")
+    root, spec = graphs(release, False), tiny_tensorrt.spec(False)
+    with load(root, spec, 1) as runtime:
+        typing = runtime.versions()["typing"]
+        assert "decoder weak: strongly typed the build failed: decoder.onnx" in typing
+        assert "Could not find any implementation" in typing and str(root) not in typing
+        np.testing.assert_allclose(
+            runtime.step(embeds(4)), tiny_tensorrt.Reference().step(embeds(4)), atol=5e-2
+        )
+    cache = Path(os.environ["EDGEVLM_CACHE"]) / "tensorrt"
+    flags = [json.loads(plan.read_bytes().partition(b"\n")[0])["flags"] for plan in cache.glob("*.plan")]
+    assert sorted(flags) == [["FP16"], ["FP16"], ["FP16", "INT8"]]
+    install(release)  # the cache remembers why
+    with load(root, spec, 1) as runtime:
+        assert runtime.versions()["typing"] == typing
+
+
+def test_tensorrt_11_has_no_weak_typing_to_fall_back_to(
+    install: Install, graphs: Callable[[str, bool], Path]
+) -> None:
+    device = install("11.1", "strong")
+    with pytest.raises(
+        ExecutionError, match=r"vision_encoder.onnx: TensorRT 11.1.0 cannot build.*ForeignNode"
+    ):
+        load(graphs("11.1", True), tiny_tensorrt.spec(True), 1)
+    assert not device.blocks
+
+
+def test_8_6_is_typed_weakly_and_says_so(install: Install, graphs: Callable[[str, bool], Path]) -> None:
+    install("8.6")
+    with load(graphs("8.6", False), tiny_tensorrt.spec(False), 1) as runtime:
+        assert runtime.versions()["typing"] == "weak: TensorRT 8.6.2 has no strongly typed networks"
+
+
+def test_without_cuda_graphs_it_answers_the_same_and_says_so(
+    install: Install, graphs: Callable[[str, bool], Path]
+) -> None:
+    device = install("10.3", "capture")
+    spec = tiny_tensorrt.spec(False)
+    pixels, ids = prompt(60)
+    wanted = generate(tiny_tensorrt.Reference(), spec, pixels, ids)  # type: ignore[arg-type]
+    with load(graphs("10.3", False), spec, 1) as runtime:
+        assert generate(runtime, spec, pixels, ids).token_ids == wanted.token_ids
+        assert "no CUDA graph: CUDA: cudaErrorStreamCaptureInvalidated" in runtime.versions()["decoding"]
+    assert device.launches == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {**p, "decoder": []}, "no optimisation profile for the decoder"),
+        (
+            lambda p: {**p, "embedding": [{"input_ids": [[1, 4], [1, 2], [1, 8]]}]},
+            "smallest ≤ typical ≤ largest",
+        ),
+    ],
+)
+def test_profiles_that_make_no_sense(
+    install: Install, graphs: Callable[[str, bool], Path], change: Callable[[Any], Any], message: str
+) -> None:
+    install("10.3")
+    spec = tiny_tensorrt.spec(False)
+    with pytest.raises(BundleError, match=message):
+        load(graphs("10.3", False), dataclasses.replace(spec, profiles=change(spec.profiles)), 1)
+
+
+def _narrowed(spec: ModelSpec, most: int) -> ModelSpec:
+    """Decoder profiles that end at `most` rows of past."""
+    profiles = json.loads(json.dumps(dict(spec.profiles)))
+    for profile in profiles["decoder"]:
+        tokens = profile["inputs_embeds"][2][1]
+        for name, shapes in profile.items():
+            if name.startswith("past"):
+                shapes[1][1], shapes[2][1] = 64, most
+        profile["mask"][1][3], profile["mask"][2][3] = 64 + profile["mask"][1][2], most + tokens
+    return dataclasses.replace(spec, profiles=profiles)
+
+
+def test_a_profile_that_ends_before_the_context(
+    install: Install, graphs: Callable[[str, bool], Path]
+) -> None:
+    install("10.3")
+    spec = _narrowed(tiny_tensorrt.spec(False), 64)
+    with pytest.raises(ExecutionError, match=r"decoder was built for past_key.0 of shape .*64.*got \[1, 128"):
+        load(graphs("10.3", False), spec, 1)
+
+
+def test_more_tokens_than_the_context(install: Install, graphs: Callable[[str, bool], Path]) -> None:
+    install("10.3")
+    with load(graphs("10.3", False), tiny_tensorrt.spec(False), 1) as runtime:
+        with pytest.raises(ExecutionError, match="201 tokens do not fit the cache of 200"):
+            runtime.step(embeds(CONTEXT + 1))
+        runtime.step(embeds(CONTEXT))
+        with pytest.raises(ExecutionError, match="201 tokens"):
+            runtime.step(embeds(1))
+
+
+@pytest.mark.parametrize(
+    ("release", "change", "message"),
+    [
+        ("10.3", {"hidden_size": 32}, "image_features of the vision_encoder"),
+        ("10.3", {"vocab_size": 25}, "logits of the decoder"),
+        ("10.3", {"layers": 3}, "past_key.2 of the decoder is None|new_keys_values"),
+        ("10.16", {"kv_heads": 1}, "past_key.0 of the decoder"),
+    ],
+)
+def test_graphs_of_another_model(
+    install: Install,
+    graphs: Callable[[str, bool], Path],
+    release: str,
+    change: dict[str, int],
+    message: str,
+) -> None:
+    install(release)
+    updates = release == "10.16"
+    spec = dataclasses.replace(tiny_tensorrt.spec(updates), **change)
+    with pytest.raises(ExecutionError, match=message):
+        load(graphs(release, updates), spec, 1)
+
+
+def test_an_update_that_is_not_in_place_is_refused(
+    install: Install, graphs: Callable[[str, bool], Path]
+) -> None:
+    install("10.16", "alias")
+    with pytest.raises(ExecutionError, match=r"does not write present_key.0 into past_key.0"):
+        load(graphs("10.16", True), tiny_tensorrt.spec(True), 1)
+
+
+def test_an_operator_that_the_release_lacks(install: Install, graphs: Callable[[str, bool], Path]) -> None:
+    install("10.3")
+    with pytest.raises(ExecutionError, match=r"decoder.onnx: TensorRT 10.3.0 does not read.*TensorScatter"):
+        load(graphs("10.3", True), tiny_tensorrt.spec(True), 1)
+
+
+def test_inputs_that_the_manifest_does_not_name(
+    install: Install, graphs: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    install("10.3")
+    for path in graphs("10.3", False).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    model = onnx.load(tmp_path / "embedding.onnx")
+    model.graph.input[0].name = model.graph.node[0].input[1] = "tokens"
+    onnx.save(model, tmp_path / "embedding.onnx")
+    with pytest.raises(ExecutionError, match="graph and profiles differ: input_ids, tokens"):
+        load(tmp_path, tiny_tensorrt.spec(False), 1)
+    (tmp_path / "embedding.onnx").unlink()
+    with pytest.raises(ExecutionError, match=r"embedding \(embedding.onnx\) is missing"):
+        load(tmp_path, tiny_tensorrt.spec(False), 1)
+
+
+def test_memory_that_is_short(install: Install, graphs: Callable[[str, bool], Path]) -> None:
+    install("10.3", "malloc")
+    with pytest.raises(ExecutionError, match="cudaErrorMemoryAllocation while allocating"):
+        load(graphs("10.3", False), tiny_tensorrt.spec(False), 1)
+
+
+def test_without_the_packages(
+    install: Install, graphs: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("10.3")
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    with pytest.raises(RuntimeUnavailable, match="cuda-python cannot be imported"):
+        load(graphs("10.3", False), tiny_tensorrt.spec(False), 1)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(RuntimeUnavailable, match="apt install python3-libnvinfer"):
+        load(graphs("10.3", False), tiny_tensorrt.spec(False), 1)
+
+
+def test_the_builder_reports_like_every_part_of_edgevlm(install: Install, tmp_path: Path) -> None:
+    install("10.3")
+    request = {
+        "graph": str(tmp_path / "none.onnx"),
+        "profiles": [],
+        "plan": str(tmp_path / "a.plan"),
+        "timing_cache": str(tmp_path / "timings.bin"),
+        "free_bytes": 1 << 30,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "edgevlm_runner.runtimes.tensorrt_build"],
+        input=json.dumps(request),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ExecutionError.exit_code
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_stand_in_refuses_what_a_release_lacks(install: Install, release: str) -> None:
+    install(release)
+    import tensorrt as trt
+
+    assert hasattr(trt.BuilderFlag, "FP16") == (release != "11.1")
+    assert hasattr(trt, "ExecutionContextAllocationStrategy") == (release != "8.6")
+    config = trt.IBuilderConfig()
+    with pytest.raises(AttributeError, match="IBuilderConfig has no builder_optimisation_level"):
+        config.builder_optimisation_level = 3
+    with pytest.raises(AttributeError, match="has no set_memory_pool_limits"):
+        config.set_memory_pool_limits(None, 0)

@@ -1,0 +1,5 @@
+"""Where one generation of cuda-python has CUDA's runtime."""
+
+from standin_cudart import attribute
+
+__getattr__ = attribute("cuda.cudart")
