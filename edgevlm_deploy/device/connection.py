@@ -26,10 +26,10 @@ _MENDING = {
     "Could not resolve": "Check the name; an address or a Host of ~/.ssh/config does as well.",
     "No route to host": "Check that it is switched on and in the same network.",
     "onnection timed out": "Check that it is switched on and in the same network.",
-    "Host key verification": "Connect once by hand with `ssh` and compare the fingerprint; if the device was set up "
-    "anew, remove its old key with `ssh-keygen -R HOST`.",
-    "ermission denied (": "It accepts none of your keys, and passwords are never asked for: `ssh-copy-id HOST` "
-    "puts a key there.",
+    "Host key verification": "Connect once by hand with `ssh` and compare the fingerprint; if the device was "
+    "set up anew, remove its old key with `ssh-keygen -R HOST`.",
+    "ermission denied (": "It accepts none of your keys, and passwords are never asked for: "
+    "`ssh-copy-id HOST` puts a key there.",
     "ermission denied": "Check that this user may log in and write there without being asked.",
     "No space left": "Free some space on the device.",
     ": Failure": "SFTP gives no reason; a full disk or a used up quota is the usual one: look at `df` there.",
@@ -68,7 +68,10 @@ class Device(ABC):
         """Copy files there into a folder of this machine. Raises DeviceError."""
 
     def run(self, command: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-        """Run `command` in the device's shell, whatever its exit code. Raises DeviceError when nothing answers."""
+        """Run `command` in the device's shell, whatever its exit code.
+
+        Raises DeviceError when nothing answers.
+        """
         return self.call(self.shell(command), timeout_s)
 
     def call(
@@ -87,7 +90,8 @@ class Device(ABC):
             )
         except subprocess.TimeoutExpired as error:
             raise DeviceError(
-                f"{self.name} did not answer within {timeout_s:g} seconds. Check the connection and try again."
+                f"{self.name} did not answer within {timeout_s:g} seconds. "
+                "Check the connection and try again."
             ) from error
 
     def require(self, done: subprocess.CompletedProcess[str], doing: str) -> None:

@@ -50,9 +50,9 @@ class Found:
 def gather(to: Device, bundle: Bundle, out: Path, watch: Watcher) -> None:
     """Fill `out` with the evidence of `bundle`, gathered on the device.
 
-    What lies on the device already is not copied again, a file that was cut off is continued, and answers of a
-    run that was cut off are taken up by the runner. Raises DeviceError, or the runner's own error by its exit
-    code.
+    What lies on the device already is not copied again, a file that was cut off is continued, and answers of
+    a run that was cut off are taken up by the runner. Raises DeviceError, or the runner's own error by its
+    exit code.
     """
     watch.begin(f"Python on {to.name}")
     _check_python(to, bundle.model.runtime)
@@ -77,8 +77,8 @@ def _check_python(to: Device, runtime: str) -> None:
         if done.returncode not in (0, 126, 127):
             raise to.failure(done, "reach") from None
         raise DeviceError(
-            f"{to.name} has no Python at {to.python!r} ({last_words(done)}). Phones bring none: install Python "
-            "3.8 or later there and give its path by --device-python; docs/devices.md says how."
+            f"{to.name} has no Python at {to.python!r} ({last_words(done)}). Phones bring none: install "
+            "Python 3.8 or later there and give its path by --device-python; docs/devices.md says how."
         ) from None
     if tuple(version) < (3, 8):
         raise DeviceError(
@@ -112,8 +112,8 @@ def _copy(to: Device, bundle: Bundle, folder: str, watch: Watcher) -> None:
             watch.advance(len(batch))
     if damaged := _missing(wanted, _found(to, folder)):
         raise DeviceError(
-            f"{to.name}: {', '.join(damaged[:3])} arrived with other bytes than were sent. The same command copies "
-            "again what is wrong; if that does not help, the device's storage is not to be trusted."
+            f"{to.name}: {', '.join(damaged[:3])} arrived with other bytes than were sent. The same command "
+            "copies again what is wrong; if that does not help, the device's storage is not to be trusted."
         )
 
 

@@ -1,8 +1,8 @@
 """Boards, through OpenSSH's `ssh` and `sftp`.
 
-OpenSSH rather than a library: what `ssh HOST` reaches is reached, with the user's keys, agents, jump hosts and
-~/.ssh/config. The environment variable EDGEVLM_SSH_CONFIG names another configuration file (`ssh -F`), which a
-build server needs that has no home of its own.
+OpenSSH rather than a library: what `ssh HOST` reaches is reached, with the user's keys, agents, jump hosts
+and ~/.ssh/config. The environment variable EDGEVLM_SSH_CONFIG names another configuration file (`ssh -F`),
+which a build server needs that has no home of its own.
 """
 
 from __future__ import annotations

@@ -65,11 +65,17 @@ case $SSH_ORIGINAL_COMMAND in
     *) exec sh -c "$SSH_ORIGINAL_COMMAND" ;;
 esac
 if [ -e {folder}/cable ]; then
-    # dd passes on at once what it reads.
-    dd bs=32k count="$(cat {folder}/cable)" iflag=count_bytes status=none | $SSH_ORIGINAL_COMMAND
+    {python} {folder}/pass.py "$(cat {folder}/cable)" | $SSH_ORIGINAL_COMMAND
 else
     exec $SSH_ORIGINAL_COMMAND
 fi
+"""
+PASS = """
+import os, sys
+
+left = int(sys.argv[1])
+while left and (some := os.read(0, min(left, 65536))):
+    left -= os.write(1, some)
 """
 
 
@@ -114,10 +120,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         board = Board(folder, free.getsockname()[1])
-    values = {"folder": folder, "port": board.port, "sftp_server": sftp_server()}
+    values = {
+        "folder": folder,
+        "port": board.port,
+        "python": sys.executable,
+        "sftp_server": sftp_server(),
+    }
     for name, text in (("sshd_config", SSHD_CONFIG), ("ssh_config", SSH_CONFIG), ("login", LOGIN)):
         (folder / name).write_text(text.format(**values))
     (folder / "login").chmod(0o755)
+    (folder / "pass.py").write_text(PASS)
     make_key(folder / "key")
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{board.port} {make_key(folder / 'host_key')}")
     if os.geteuid() == 0:
@@ -193,16 +205,14 @@ def test_a_host_of_the_users_configuration(board: Board, path: Path) -> None:
 def test_a_transfer_that_was_cut_off_goes_on_within_the_file(board: Board, path: Path) -> None:
     bundle = open_bundle(path)
     sizes = {name: entry["bytes"] for name, entry in bundle.manifest["files"].items()}
-    largest = max(sizes, key=lambda name: sizes[name])
-    before = [name for name in list(sizes)[: list(sizes).index(largest)] if Path(name).parts[0] == "graphs"]
-    # One connection a folder, files in the manifest's order; SFTP adds some tens of bytes to each 32 KiB.
-    cable = sum(sizes[name] for name in before) + sizes[largest] // 2
-    (board.folder / "cable").write_text(str(cable))
+    largest = "graphs/decoder.onnx"
+    # The first of its folder; each folder's files go through a connection of their own.
+    (board.folder / "cable").write_text(str(sizes[largest] // 2))
     with pytest.raises(DeviceError, match=r"cannot copy the bundle to ssh://.*The same command goes on"):
         validate(path, board.url)
     there = board.bundle(bundle)
     ((cut, begun),) = partial(bundle, there).items()
-    assert cut == largest and sizes[largest] // 4 < begun < sizes[largest]
+    assert cut == largest and 0.4 < begun / sizes[largest] < 0.5
     absent = sum(size for name, size in sizes.items() if not (there / name).exists())
     board.written()
 
