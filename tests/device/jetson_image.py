@@ -97,7 +97,9 @@ def pins(python: str) -> dict[str, str]:
 def download(wanted: list[str], python: str, folder: Path) -> dict[str, str]:
     """Fetch the aarch64 wheels of `wanted` and of all they need; returns package → version."""
     platforms = [f"manylinux_2_{minor}_aarch64" for minor in GLIBC_MINORS] + ["manylinux2014_aarch64"]
-    command = [sys.executable, "-m", "pip", "--python", f"python{python}", "download", "--quiet"]
+    interpreter = folder.with_name(f"python{python}")
+    subprocess.run([f"python{python}", "-m", "venv", "--without-pip", str(interpreter)], check=True)
+    command = [sys.executable, "-m", "pip", "--python", str(interpreter), "download", "--quiet"]
     command += ["--dest", str(folder), "--constraint", str(CONSTRAINTS)]
     command += ["--only-binary", ":all:", "--implementation", "cp", "--python-version", python]
     command += [word for one in platforms for word in ("--platform", one)]
@@ -140,9 +142,9 @@ def run_in_root(root: Path, build: Stage, final: Stage, wheels: Path) -> None:
     subprocess.run([*inside, "sh", "-c", "userdel edgevlm 2> /dev/null || true"], check=True)
     as_user = "setpriv --reuid 10001 --regid 10001 --clear-groups"
     program = "import sys, onnxruntime, edgevlm_runner; print(sys.version, onnxruntime.__version__)"
+    written = "/work/written /var/cache/edgevlm/written"
     check = (
-        f"cd /work && {as_user} sh -c 'id && edgevlm targets && touch /work/written /var/cache/edgevlm/written && "
-        f'python -c "{program}"\''
+        f"cd /work && {as_user} sh -c 'id && edgevlm targets && touch {written} && python -c \"{program}\"'"
     )
     for command in (*build.commands, *final.commands, check):
         if BOARD_ONLY in command:
