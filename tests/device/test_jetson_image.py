@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import tomllib
 from device.jetson_image import DOCKERFILE, PYTHONS, Stage, pins, requirements, stages
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from edgevlm_deploy import resources
+from edgevlm_deploy.target import Backend
 
 
 def hadolint(path: Path) -> subprocess.CompletedProcess[str]:
@@ -60,6 +64,18 @@ def test_what_is_copied_is_not_ignored(repository: Path) -> None:
     allowed = {line[1:] for line in (repository / ".dockerignore").read_text().splitlines() if line[0] == "!"}
     assert allowed == {source for *sources, _ in build.copies for source in sources}
     assert all((repository / name).exists() for name in allowed)
+
+
+def test_the_page_knows_every_jetson_and_every_base(repository: Path) -> None:
+    page = (repository / "docs" / "jetson.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| `([^`]+)` \|", page, re.MULTILINE)
+    releases = {name: jetpacks.split(", ") for jetpacks, name in rows}
+    for name in resources.names("targets"):
+        target = resources.target(name)
+        if target.backend is Backend.TENSORRT:
+            assert target.software["jetpack"] in releases.get(name, []), name
+    images = set(re.findall(r"nvcr\.io/\S+", DOCKERFILE.read_text()))
+    assert len(images) == 3 and set(re.findall(r"nvcr\.io/\S+", page)) <= images
 
 
 def test_nobody_is_root_and_the_command_is_edgevlm() -> None:
