@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench device-arm64 device-pythons schemas clean
+.PHONY: demo test lint bench device-arm64 device-image device-pythons schemas clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgevlm compile demo --target host-cpu
@@ -30,6 +30,11 @@ EVERY ?= 5
 
 device-arm64: $(INSTALLED) $(BUNDLES)
 	$(BIN)/python tests/device/arm64/proof.py --every $(EVERY) $(BUNDLES)
+
+# The packages of Dockerfile.jetson for aarch64 (network, python3.10, python3.12); its install steps, emulated,
+# when `make device-arm64` has left its Debian root.
+device-image: $(INSTALLED)
+	$(BIN)/python tests/device/jetson_image.py $(addprefix --root ,$(wildcard build/arm64/root))
 
 # The wheel with base dependencies alone on other Pythons, as a device installs it.
 PYTHONS ?= python3.10 python3.12 python3.13

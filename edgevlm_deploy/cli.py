@@ -110,7 +110,10 @@ def compile_(
 def validate(
     bundle: BundlePath,
     device: Annotated[
-        str | None, typer.Option(help="Run it there: adb, adb:SERIAL or ssh:HOST. Judged and sealed here.")
+        str | None,
+        typer.Option(
+            help="Run it there: adb, adb:SERIAL, ssh:HOST or ssh://USER@HOST:PORT. Judged and sealed here."
+        ),
     ] = None,
     device_python: Annotated[str, typer.Option(help="The Python on the device.")] = "python3",
     device_timeout: Annotated[

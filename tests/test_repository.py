@@ -53,9 +53,21 @@ def test_exit_codes_are_unique_and_documented() -> None:
         assert re.search(rf"\b{code}\b", EPILOG), code
 
 
-def test_the_runner_speaks_python_3_8(repository: Path) -> None:
+def test_the_runner_speaks_python_3_8(repository: Path, tmp_path: Path) -> None:
+    """Its grammar, and nothing of the standard library that came later."""
     for path in python_files(repository, "runners"):
         ast.parse(path.read_text(), feature_version=(3, 8))
+
+    def vermin(path: Path) -> subprocess.CompletedProcess[str]:
+        tool = str(Path(sys.executable).with_name("vermin"))
+        command = [tool, "--target=3.8-", "--violations", "--no-tips", str(path)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = vermin(repository / "runners")
+    assert done.returncode == 0, done.stdout
+    newer = tmp_path / "newer.py"
+    newer.write_text("from functools import cache\n")
+    assert vermin(newer).returncode != 0
 
 
 def test_imports_point_one_way(repository: Path) -> None:

@@ -53,26 +53,26 @@ SSH = """#!/bin/sh
 [ "$1 $2 $3" = "-o BatchMode=yes board" ] || exit 255
 cd {disk} && exec sh -c "$4"
 """
-SCP = """#!/bin/sh
-[ "$1 $2 $3" = "-q -o BatchMode=yes" ] || exit 255
-shift 3
-for path; do
-    shift
-    case $path in board:*) path={disk}/${{path#board:}} ;; /*) ;; *) exit 1 ;; esac
-    set -- "$@" "$path"
-done
-exec cp "$@"
+SFTP = """#!{python}
+import os, pathlib, shlex, shutil, sys
+
+assert sys.argv[1:] == ["-q", "-o", "BatchMode=yes", "-b", "-", "board"], sys.argv
+os.chdir({disk!r})
+for line in sys.stdin:
+    verb, source, target = shlex.split(line)
+    assert verb == ("get" if pathlib.Path(target).is_absolute() else "put"), line
+    shutil.copy(source, target)
 """
 
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that is the home of a board behind stand-ins for `ssh` and `scp`."""
+    """The home of a board behind stand-ins for `ssh` and `sftp`; test_ssh.py has the real ones."""
     disk, tools = tmp_path / "board", tmp_path / "tools"
     disk.mkdir()
     tools.mkdir()
-    for name, text in (("ssh", SSH), ("scp", SCP)):
-        (tools / name).write_text(text.format(disk=disk))
+    for name, text in (("ssh", SSH), ("sftp", SFTP)):
+        (tools / name).write_text(text.format(python=sys.executable, disk=str(disk)))
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     return disk
@@ -162,7 +162,12 @@ def test_a_run_that_was_cut_off_goes_on(phone: Path, bundle: Path) -> None:
     ("make", "message"),
     [
         (lambda: on("adb:OTHER"), "'OTHER' not found .*`adb devices`"),
-        (lambda: on("usb"), "'usb' is no device; expected adb, adb:SERIAL or ssh"),
+        (lambda: on("usb"), "'usb' is no device; expected adb, adb:SERIAL, ssh:"),
+        (lambda: on("ssh:-oProxyCommand=x"), "'ssh:-oProxyCommand=x' is no device; expected ssh:"),
+        (lambda: on("ssh:board:22"), "expected .* ssh://.*:PORT with a port"),
+        (lambda: on("ssh://board:port"), "'ssh://board:port' is no device: Port could not be cast"),
+        (lambda: on("ssh://user:secret@board"), "takes no password: use a key"),
+        (lambda: on("ssh://board/folder"), "expected ssh://.* and nothing after it"),
         (lambda: on(python="python3.99"), "no Python at 'python3.99' .*docs/devices.md"),
     ],
 )
