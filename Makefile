@@ -53,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,tensorrt,litert,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,tensorrt,litert,litert-lm,dev]'
 	touch $@
 
 clean:

@@ -119,7 +119,7 @@ def _metadata(made: Any, spec: ModelSpec) -> Any:
         made.stop_tokens.add().token_ids.ids.append(token)
     made.max_num_tokens = spec.max_context
     made.supports_thinking = made.supports_function_calling = False
-    made.sampler_params.type = made.sampler_params.GREEDY
+    made.sampler_params.type = made.sampler_params.TOP_P  # LiteRT-LM 0.18 has GREEDY in its schema alone
     made.sampler_params.k = 1
     made.sampler_params.p = 1.0
     made.sampler_params.temperature = 1.0
@@ -135,7 +135,7 @@ def _metadata(made: Any, spec: ModelSpec) -> Any:
 
 
 def template(spec: ModelSpec) -> str:
-    """The prompt as Jinja: each user message is asked with `text_only`, or `with_image` when it has a picture.
+    """The prompt as Jinja: a user's message becomes `text_only`, or `with_image` when it has a picture.
 
     Answers are repeated as they are. Only one question with at most one picture was judged.
     """
