@@ -85,8 +85,8 @@ def _qualcomm(opened: Bundle, path: Path, out: Path) -> dict[str, Any]:
     target = json.loads(opened.path("target.json").read_text(encoding="utf-8"))
     if target["accelerator"] != "npu":
         raise BundleError(
-            f"{path} was compiled for the {target['accelerator']}; Hexagon takes calibrated integers. Compile "
-            "it for a target with `accelerator: npu` first."
+            f"{path} was compiled for the {target['accelerator']}; Hexagon takes calibrated integers. "
+            "Compile it for a target with `accelerator: npu` first."
         )
     with tempfile.TemporaryDirectory(prefix="edgevlm-package-") as temporary:
         folder = Path(temporary) / "bundle"
