@@ -59,7 +59,7 @@ def compile(model: Path, soc: str, out: Path) -> Mapping[str, int]:
 def _require_sdk() -> None:
     advice = f"pip install {SDK} (on x86-64 Linux; it downloads the SDK from Qualcomm)"
     try:
-        import ai_edge_litert_sdk_qualcomm as sdk  # type: ignore[import-not-found]
+        import ai_edge_litert_sdk_qualcomm as sdk
     except ImportError as error:
         raise MissingExtraError(f"Compiling for Qualcomm's NPU needs Qualcomm's SDK: {advice}.") from error
     libraries = sdk.path_to_sdk_libs()
