@@ -16,6 +16,7 @@ LiteRT-LM sees a picture as one tile. Where the model was judged with several, i
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import uuid
 import zlib
@@ -93,11 +94,10 @@ def write(
 
 def _cut(model: Path, spec: ModelSpec, folder: Path) -> dict[str, Path]:
     """Name in `MODELS` → file."""
-    signatures = tflite.load(model).signatures
-    decoder = [name for name in signatures if name == "decode" or _is_longest_prefill(name)]
+    decoder = ["decode", *_prefills(model, spec.max_context)]
     wanted: tuple[tuple[str, dict[str, str], ImageSpec | None], ...] = (
         ("embedder", {"embed_1": "embedder"}, None),
-        ("prefill_decode", {name: name for name in {"decode": "", **dict.fromkeys(decoder)}}, None),
+        ("prefill_decode", {name: name for name in decoder}, None),
         ("vision_encoder", {"encode_image": f"vision_{spec.image.tile_size}"}, spec.image),
     )
     parts = {}
@@ -107,9 +107,17 @@ def _cut(model: Path, spec: ModelSpec, folder: Path) -> dict[str, Path]:
     return parts
 
 
-def _is_longest_prefill(name: str) -> bool:
-    """`prefill_32` is, `prefill_32_cache_128` is not."""
-    return name.startswith("prefill_") and "_cache_" not in name
+def _prefills(model: Path, max_context: int) -> list[str]:
+    """`prefill_32`, but not `prefill_32_cache_128`; and none that does not divide the context: LiteRT-LM pads
+    the end of a prompt, and padding beyond the cache would be written over tokens that are still needed."""
+    found = [name for name in tflite.load(model).signatures if re.fullmatch(r"prefill_\d+", name)]
+    kept = [name for name in found if max_context % int(name.removeprefix("prefill_")) == 0]
+    if not kept:
+        raise ExportError(
+            f"{model}: LiteRT-LM needs a prefill length that divides the context of {max_context} tokens, the "
+            f"graphs have {', '.join(found) or 'none'}. Set `generation.prefill_lengths` in the recipe."
+        )
+    return kept
 
 
 def _metadata(made: Any, spec: ModelSpec) -> Any:

@@ -88,6 +88,13 @@ def test_a_regular_expression_matches_its_token_alone() -> None:
     assert not re.fullmatch(litertlm._escaped("a.b"), "acb")
 
 
+def test_a_prefill_whose_padding_could_leave_the_cache_is_not_packed(litert_files: Files) -> None:
+    model = litert_files.shipped / MODEL
+    assert litertlm._prefills(model, 64) == ["prefill_8"]
+    with pytest.raises(ExportError, match="that divides the context of 60 tokens, the graphs have prefill_8"):
+        litertlm._prefills(model, 60)
+
+
 def test_without_the_builder(
     litert_files: Files, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
