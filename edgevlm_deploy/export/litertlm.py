@@ -114,8 +114,8 @@ def _prefills(model: Path, max_context: int) -> list[str]:
     kept = [name for name in found if max_context % int(name.removeprefix("prefill_")) == 0]
     if not kept:
         raise ExportError(
-            f"{model}: LiteRT-LM needs a prefill length that divides the context of {max_context} tokens, the "
-            f"graphs have {', '.join(found) or 'none'}. Set `generation.prefill_lengths` in the recipe."
+            f"{model}: LiteRT-LM needs a prefill length that divides the context of {max_context} tokens, "
+            f"the graphs have {', '.join(found) or 'none'}. Set `generation.prefill_lengths` in the recipe."
         )
     return kept
 
