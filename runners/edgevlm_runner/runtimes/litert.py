@@ -189,8 +189,6 @@ class LiteRt:
                 {"logits": (1, 1, spec.vocab_size), **state},
             ),
         }
-        for length in {cache for cache, _ in self._steps} - {cache for cache, one in self._steps if one == 1}:
-            self._refuse_without(f"decode_cache_{length}", signatures)
         for name, wanted in expected.items():
             found = signatures.get(name)
             if found is None:
@@ -202,6 +200,8 @@ class LiteRt:
                         f"{self._path}: {kind} {wrong[0]} of {name} is {got.get(wrong[0])}, the manifest "
                         f"says {shapes.get(wrong[0])}. Graph and manifest are of different models."
                     )
+        for length in {cache for cache, _ in self._steps} - {cache for cache, one in self._steps if one == 1}:
+            self._refuse_without(f"decode_cache_{length}", signatures)
 
     def _refuse_without(self, name: str, signatures: Dict[str, Signature]) -> NoReturn:
         raise ExecutionError(
