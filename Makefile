@@ -25,8 +25,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 # The same bundles here and on an emulated ARM64 machine; docs/arm64.md says what is needed.
-BUNDLES ?= build/demo-host-cpu.edgevlm build/demo-host-cpu-int8.edgevlm
-EVERY ?= 5
+BUNDLES ?= build/demo-host-cpu.edgevlm build/demo-snapdragon-8-gen3.edgevlm
+EVERY ?= 10
 
 device-arm64: $(INSTALLED) $(BUNDLES)
 	$(BIN)/python tests/device/arm64/proof.py --every $(EVERY) $(BUNDLES)
@@ -45,8 +45,8 @@ device-pythons: $(INSTALLED) build/demo-host-cpu.edgevlm
 build/demo-host-cpu.edgevlm: | $(INSTALLED)
 	$(BIN)/edgevlm compile demo --target host-cpu --no-evidence
 
-build/demo-host-cpu-int8.edgevlm: | $(INSTALLED)
-	$(BIN)/edgevlm compile demo --target host-cpu --recipe int8 --no-evidence
+build/demo-snapdragon-8-gen3.edgevlm: | $(INSTALLED)
+	$(BIN)/edgevlm compile demo --target snapdragon-8-gen3 --no-evidence
 
 # JSON Schemas for editors; a test checks that they are up to date.
 schemas: $(INSTALLED)
@@ -58,7 +58,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,tensorrt,litert,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,tensorrt,litert,litert-lm,dev]'
 	touch $@
 
 clean:

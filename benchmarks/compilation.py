@@ -1,11 +1,13 @@
 """The checkpoint through edgevlm's own stages: plan, quantise, export, verify; timed.
 
-`python -m benchmarks.compilation DIRECTORY RECIPE THREADS` writes `DIRECTORY/RECIPE/`.
+`python -m benchmarks.compilation DIRECTORY RECIPE THREADS [BACKEND]` writes `DIRECTORY/RECIPE/`, and for
+LiteRT `DIRECTORY/RECIPE-litert/`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -18,11 +20,20 @@ CALIBRATION_SAMPLES = 2
 """Ranges of random weights need no data; a real calibration set costs one forward pass per sample."""
 
 
-def compile_recipe(directory: Path, recipe_name: str) -> dict[str, Any]:
-    """Graphs below `directory / recipe_name`, and `compiled.json` with seconds, bytes and differences.
+TARGETS = {"onnxruntime": "host-cpu", "litert": "snapdragon-8-gen3"}
+"""Backend → the target that is compiled for."""
+
+
+def folder(recipe_name: str, backend: str) -> str:
+    return recipe_name if backend == "onnxruntime" else f"{recipe_name}-{backend}"
+
+
+def compile_recipe(directory: Path, recipe_name: str, backend: str = "onnxruntime") -> dict[str, Any]:
+    """Graphs below `directory / folder(…)`, and `compiled.json` with seconds, bytes and differences.
 
     The recipe's algorithm for the decoder is replaced by rounding to nearest: GPTQ finds other integers,
-    which take the same time to run.
+    which take the same time to run. LiteRT gets one cache length, `MAX_CONTEXT`. The recipe `fp32` stores
+    all weights in fp16 and computes in fp32.
     """
     from edgevlm_runner.contract import to_json
     from edgevlm_runner.inputs import Inputs
@@ -31,21 +42,26 @@ def compile_recipe(directory: Path, recipe_name: str) -> dict[str, Any]:
     from edgevlm_deploy import backends, plan, quantize, resources, source
     from edgevlm_deploy.recipe import Algorithm
 
-    recipe, target = resources.recipe(recipe_name), resources.target("host-cpu")
+    target = resources.target(TARGETS[backend])
+    recipe = resources.recipe("int8" if recipe_name == "fp32" else recipe_name)
     rounded = {
         component: precision.model_copy(update={"algorithm": Algorithm.RTN})
         for component, precision in recipe.components.items()
+        if recipe_name != "fp32"
     }
-    recipe = recipe.model_copy(update={"components": rounded})
-    out = directory / recipe_name
+    one_cache = recipe.generation.model_copy(update={"cache_lengths": (MAX_CONTEXT,)})
+    recipe = recipe.model_copy(update={"components": rounded, "generation": one_cache})
+    out = directory / folder(recipe_name, backend)
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     model = source.inspect(directory / CHECKPOINT)
     planned = plan.resolve(recipe, target, model.modules)
-    spec = _spec(model, backends.graph_names(target.backend))
-    quantized = quantize.quantize(
-        lambda: source.load(model), planned.request, _batches(spec), recipe.quantizer
-    )
+    spec = _spec(model, backend, backends.graph_names(target.backend))
+    quantized = None
+    if planned.request:
+        quantized = quantize.quantize(
+            lambda: source.load(model), planned.request, _batches(spec), recipe.quantizer
+        )
     quantised = time.perf_counter()
     sample = Inputs(tile(spec.image.tile_size), picture_prompt(spec.vocab_size, spec.image_token_id))
     compile_graphs = backends.compiler(planned, list)
@@ -57,7 +73,11 @@ def compile_recipe(directory: Path, recipe_name: str) -> dict[str, Any]:
         "export_seconds": ended - quantised,
         "peak_rss_bytes": peak_rss_bytes(),
         "graph_bytes": sum(compiled.files.values()),
-        "weight_bytes_per_token": weight_bytes(out / spec.graphs["decoder"]),
+        "weight_bytes_per_token": (
+            weight_bytes(out / spec.graphs["decoder"])
+            if backend == "onnxruntime"
+            else tflite_weight_bytes(out / spec.graphs["model"])
+        ),
         "verification": dict(compiled.verification),
     }
     (out / "compiled.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -80,7 +100,20 @@ def weight_bytes(decoder: Path) -> int:
     return sum(one.const_value.nbytes for one in initializers if not one.name.startswith("rotary."))
 
 
-def _spec(model: Any, graphs: dict[str, str]) -> Any:
+def tflite_weight_bytes(path: Path) -> int:
+    """The same of a .tflite file: constant operands of `decode`'s products, and their scales."""
+    from edgevlm_deploy.export import tflite
+
+    bits = {"INT4": 4, "INT8": 8, "FLOAT16": 16, "FLOAT32": 32}
+    total = 0
+    for weight in tflite.load(path).weights("decode"):
+        total += math.prod(weight.shape) * bits[weight.tensor_type] // 8
+        if weight.scale is not None:
+            total += weight.scale.size * (4 if weight.block is None else 2)
+    return total
+
+
+def _spec(model: Any, backend: str, graphs: dict[str, str]) -> Any:
     """Prompts come as token ids here, so the checkpoint needs no tokenizer and no chat template."""
     from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
 
@@ -88,7 +121,7 @@ def _spec(model: Any, graphs: dict[str, str]) -> Any:
     half = (0.5, 0.5, 0.5)
     return ModelSpec(
         family=model.family,
-        runtime="onnxruntime",
+        runtime=backend,
         graphs=graphs,
         image=ImageSpec(shape.image_size, shape.image_size, False, 1, 1, 1 / 255, half, half),
         prompt=PromptSpec("{image}{question}", "{question}", "<image>", "", "", shape.tokens_per_tile),
@@ -122,7 +155,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(int(sys.argv[3]))
-    compile_recipe(Path(sys.argv[1]), sys.argv[2])
+    compile_recipe(Path(sys.argv[1]), sys.argv[2], *sys.argv[4:])
 
 
 if __name__ == "__main__":

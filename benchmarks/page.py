@@ -42,7 +42,7 @@ class Run:
 def tables(run: Run, directory: Path) -> list[Table]:
     found = [_compilation(run)]
     for heat in run.heats:
-        found.append(_engines(heat, list(summary.rows(heat, directory))))
+        found.append(engines(heat, list(summary.rows(heat, directory))))
         compared = list(summary.ratios(heat))
         if compared:
             found.append(_ratios(heat, compared))
@@ -65,7 +65,7 @@ def _compilation(run: Run) -> Table:
     return Table("Compilation, by an earlier run" if run.reused else "Compilation", columns, rows)
 
 
-def _engines(heat: Heat, rows: Sequence[Row]) -> Table:
+def engines(heat: Heat, rows: Sequence[Row]) -> Table:
     columns = (
         "engine",
         "layers",
@@ -136,16 +136,20 @@ def _megabytes(size: float) -> str:
     return f"{size / 1e6:,.0f}"
 
 
-def condition(run: Run) -> str:
+def company(other_cores: float | None, cores: int) -> str:
     """One sentence about the company in which was measured."""
-    if run.other_cores is None:
+    if other_cores is None:
         return "How busy other processes were is not known on this system."
-    if run.other_cores <= QUIET:
-        return f"Other processes used {run.other_cores:.2f} cores on average: a quiet machine."
+    if other_cores <= QUIET:
+        return f"Other processes used {other_cores:.2f} cores on average: a quiet machine."
     return (
-        f"**Not a quiet machine**: other processes used {run.other_cores:.2f} of {run.machine['cores']} "
+        f"**Not a quiet machine**: other processes used {other_cores:.2f} of {cores} "
         "cores on average. Absolute numbers are too low, and ratios scatter with the scheduler."
     )
+
+
+def condition(run: Run) -> str:
+    return company(run.other_cores, run.machine["cores"])
 
 
 def terminal(run: Run, directory: Path) -> str:
@@ -169,21 +173,25 @@ def terminal(run: Run, directory: Path) -> str:
 
 
 def markdown(run: Run, directory: Path) -> str:
-    parts = [
-        "# Results",
+    said = [
         "Written by `--markdown`. [How to read it](README.md).",
         f"`{run.command}`, {run.minutes:.0f} minutes. {condition(run)}",
-        _machine(run),
+        machine(run.machine),
         "Versions: " + ", ".join(f"{name} {version}" for name, version in run.versions.items()) + ".",
     ]
-    for table in tables(run, directory):
+    return document("Results", said, tables(run, directory))
+
+
+def document(title: str, said: Sequence[str], found: Sequence[Table]) -> str:
+    """A page of Markdown: paragraphs, then tables."""
+    parts = [f"# {title}", *said]
+    for table in found:
         lines = [table.columns, ["---"] * 2 + ["---:"] * (len(table.columns) - 2), *table.rows]
         parts += [f"## {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def _machine(run: Run) -> str:
-    one = run.machine
+def machine(one: dict[str, Any]) -> str:
     allowed = one["cores_allowed"]
     pinned = "" if len(allowed) == one["cores"] else f", pinned to core {', '.join(map(str, allowed))}"
     return (

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.bundle import open_bundle
 from edgevlm_runner.respond import Respondent
 
-from edgevlm_deploy.errors import BundleError
+from edgevlm_deploy.bundle import open_sealed
 
 
 def answer(
@@ -24,12 +23,7 @@ def answer(
 
     Raises BundleError when the bundle has not passed its gates, unless `unsealed` is given.
     """
-    bundle = open_bundle(path)
-    if bundle.seal is None and not unsealed:
-        raise BundleError(
-            f"{path} has not passed its gates on any device. Run `edgevlm validate {path}` first, "
-            "or give --unsealed to try it anyway."
-        )
+    bundle = open_sealed(path, unsealed)
     with Respondent(bundle, emulate=emulate) as respondent:
         reply = respondent.ask(question, image, on_text)
     return {

@@ -6,6 +6,7 @@ The same inputs give the same bytes: no times, no paths of this machine, sorted 
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import stat
@@ -49,8 +50,10 @@ __all__ = [
     "Parts",
     "Provenance",
     "open_bundle",
+    "open_sealed",
     "pack",
     "picture_name",
+    "revise",
     "seal",
     "unpack",
     "verify",
@@ -143,6 +146,32 @@ def pack(directory: Path, out: Path) -> Path:
     with contents_of(directory) as contents:
         _zip(out, contents.sizes, contents.read)
     return out
+
+
+def open_sealed(path: Path, unsealed: bool) -> Bundle:
+    """Raises BundleError when the bundle has not passed its gates, unless `unsealed` is given."""
+    opened = open_bundle(path)
+    if opened.seal is None and not unsealed:
+        raise BundleError(
+            f"{path} has not passed its gates on any device. Run `edgevlm validate {path}` first, "
+            "or give --unsealed to try it anyway."
+        )
+    return opened
+
+
+def revise(directory: Path, changed: Sequence[str], verification: Mapping[str, Any]) -> None:
+    """Make the folder a bundle of its own after the files `changed` were replaced; its seal is void.
+
+    verification: what is to be said in the manifest beside what was verified before.
+    """
+    _remove_seal(directory)
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    manifest["verification"] = {**manifest["verification"], **verification}
+    for name in changed:
+        file = directory / name
+        manifest["files"][name] = {"sha256": file_digest(file), "bytes": file.stat().st_size}
+    write_text_atomic(directory / MANIFEST, pretty_json(manifest))
+    open_bundle(directory)
 
 
 def seal(bundle: Path, evidence: Path, outcome: str, deployable: bool, statement: str) -> None:

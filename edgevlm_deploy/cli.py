@@ -45,6 +45,14 @@ Emulate = Annotated[
 BundlePath = Annotated[Path, typer.Argument(help="A NAME.edgevlm file or its unpacked folder.")]
 
 
+class Form(str, Enum):
+    """What `package` makes; the same values as `package.Form`, which is imported when it runs."""
+
+    FOLDER = "folder"
+    LITERTLM = "litertlm"
+    QUALCOMM = "qualcomm"
+
+
 class Described(str, Enum):
     """What `schema` describes."""
 
@@ -170,6 +178,32 @@ def run(
         f"confidence {reply['confidence']:.2f}",
         err=True,
     )
+
+
+@app.command(epilog="Example: edgevlm package build/demo-snapdragon-8-gen3.edgevlm --format litertlm")
+def package(
+    bundle: BundlePath,
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            help="folder: unpacked, for adb push; litertlm: for LiteRT-LM on Android; qualcomm: compiled for "
+            "the NPU with Qualcomm's SDK (not run on hardware).",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where to write it; beside the bundle by default.")] = None,
+    unsealed: Annotated[
+        bool, typer.Option("--unsealed", help="Package a bundle that has not passed its gates.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a sealed BUNDLE into the form that a device takes."""
+    from edgevlm_deploy import package as packages
+    from edgevlm_deploy.report import terminal
+
+    wanted = packages.Form(form.value)
+    made = packages.package(bundle, wanted, out or packages.default_out(bundle, wanted), unsealed)
+    _print(made, as_json, terminal.package_text(made))
 
 
 @app.command(epilog="Example: edgevlm targets")

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("compile", "validate", "run", "targets", "recipes", "schema", "inspect", "report", "lint")
+COMMANDS = (
+    "compile",
+    "validate",
+    "run",
+    "package",
+    "targets",
+    "recipes",
+    "schema",
+    "inspect",
+    "report",
+    "lint",
+)
 
 
 def edgevlm(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -163,6 +163,21 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     return _rendered(*parts[:-1])
 
 
+def package_text(made: Mapping[str, Any]) -> str:
+    """What `edgevlm package` wrote, one fact a line; sections and comparison in short."""
+    rows = {key: str(value) for key, value in made.items() if isinstance(value, (str, int))}
+    rows["bytes"] = quantity(made["bytes"], Unit.BYTES)
+    for section in made.get("sections", ()):
+        rows[section["model"] or section["kind"]] = quantity(section["bytes"], Unit.BYTES)
+    if "compared" in made:
+        done = made["compared"]
+        rows["like the runner"] = (
+            f"{done['text_equal']} of {done['text_questions']} answers without a picture, "
+            f"{done['picture_equal']} of {done['picture_questions']} with one (LiteRT-LM on this CPU)"
+        )
+    return _rendered(_columns(rows, {}))
+
+
 def _rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = inventory.facts(data)
     grid = [

@@ -160,6 +160,18 @@ def test_a_prompt_beyond_the_context_is_refused_before_decoding(runtime: LiteRt)
     assert runtime._tokens == 0
 
 
+def test_a_prompt_longer_than_every_prefill_is_cut(root: Path) -> None:
+    """48 tokens, the graphs take 8 at once: the answer is that of smaller pieces."""
+    ids = np.arange(3, 51)[None]
+    with load(root, SPEC, threads=1) as runtime:
+        made = generate(runtime, SPEC, None, ids)
+        runtime.reset()
+        runtime.step(runtime.embed(ids[:, :30]))  # more than the short cache holds
+        for at in range(30, 48):
+            logits = runtime.step(runtime.embed(ids[:, at : at + 1]))
+    assert made.prompt_tokens == 48 and made.token_ids[0] == int(np.argmax(logits))
+
+
 def test_more_tokens_than_the_cache_holds_is_an_error(runtime: LiteRt) -> None:
     runtime.step(embeds(24))
     with pytest.raises(ExecutionError, match="33 tokens do not fit the cache of 32"):
@@ -178,7 +190,7 @@ def test_a_truncated_file_is_an_error(root: Path, tmp_path: Path, share: float) 
         LiteRt(cut, SPEC)
 
 
-@pytest.mark.parametrize("name", ["decode", "encode_image", "embed_1"])
+@pytest.mark.parametrize("name", ["decode", "decode_cache_32", "encode_image", "embed_1"])
 def test_a_missing_signature_is_an_error(root: Path, tmp_path: Path, name: str) -> None:
     key = b"\0" + name.encode() + b"\0"
     renamed = damaged(root, tmp_path, lambda data: data.replace(key, b"\0" + b"x" * len(name) + b"\0"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, TypeVar
+from typing import Any, Dict, List, NoReturn, Optional, Tuple, TypeVar
 
 import numpy as np
 
@@ -192,10 +192,7 @@ class LiteRt:
         for name, wanted in expected.items():
             found = signatures.get(name)
             if found is None:
-                raise ExecutionError(
-                    f"{self._path}: has no signature {name}, only {', '.join(sorted(signatures)) or 'none'}. "
-                    "Compile the bundle again."
-                )
+                self._refuse_without(name, signatures)
             for kind, got, shapes in zip(("input", "output"), found, wanted):
                 wrong = sorted(one for one in {**got, **shapes} if got.get(one) != shapes.get(one))
                 if wrong:
@@ -203,6 +200,14 @@ class LiteRt:
                         f"{self._path}: {kind} {wrong[0]} of {name} is {got.get(wrong[0])}, the manifest "
                         f"says {shapes.get(wrong[0])}. Graph and manifest are of different models."
                     )
+        for length in {cache for cache, _ in self._steps} - {cache for cache, one in self._steps if one == 1}:
+            self._refuse_without(f"decode_cache_{length}", signatures)
+
+    def _refuse_without(self, name: str, signatures: Dict[str, Signature]) -> NoReturn:
+        raise ExecutionError(
+            f"{self._path}: has no signature {name}, only {', '.join(sorted(signatures)) or 'none'}. "
+            "Compile the bundle again."
+        )
 
 
 def pieces(first: int, count: int, lengths: List[int], end: int) -> List[Tuple[int, int, int]]:
