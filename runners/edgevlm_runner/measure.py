@@ -17,7 +17,7 @@ from edgevlm_runner.board import Watch
 from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import CLEAN, FORMAT_VERSION, Answer, Item, read_jsonl, to_json
 from edgevlm_runner.errors import BundleError
-from edgevlm_runner.respond import Respondent
+from edgevlm_runner.respond import Respondent, usable_cores
 from edgevlm_runner.runtimes import OnAccelerator
 from edgevlm_runner.storage import file_digest, storage_errors
 
@@ -192,7 +192,7 @@ def machine() -> Dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,11 @@ class Reply:
         return math.exp(sum(max(one, floor) for one in self.token_logprobs) / len(self.token_logprobs))
 
 
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Respondent:
     """Holds the loaded graphs of one bundle; use it as a context manager.
 
@@ -60,7 +66,8 @@ class Respondent:
         self._tokenizer = load_tokenizer(bundle.path("tokenizer/tokenizer.json"))
         self._seed = int(bundle.manifest["seeds"]["evaluation"])
         target = json.loads(bundle.path("target.json").read_text(encoding="utf-8"))
-        self.threads = threads or int(target["threads"])
+        # The target's threads are its own; more than this machine has would only wait for each other.
+        self.threads = threads or (usable_cores() if self.emulated else int(target["threads"]))
         accelerator = target["accelerator"]
         self.runtime = runtimes.load(bundle.root, bundle.model, self.threads, accelerator, emulate)
 
