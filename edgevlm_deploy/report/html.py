@@ -89,7 +89,7 @@ def render(
             verdict=verdict,
             headline=outcome.headline(verdict),
             why=outcome.why(verdict),
-            throttling=outcome.throttling(evidence),
+            remarks=outcome.remarks(evidence),
             headlines=[row for row in HEADLINES if metrics.estimates[row[2]].value is not None],
             changes=[row for row in CHANGES if metrics.estimates[row[1]].value is not None],
             noise_floor=Estimate.model_validate(bundle.manifest["reference"]["noise_floor"]),

@@ -31,6 +31,21 @@ def why(verdict: Verdict) -> str:
     return f"of {total} gates {', '.join(phrases)}."
 
 
+def remarks(evidence: Mapping[str, Any]) -> list[str]:
+    """What to bear in mind about the machine behind the evidence, a sentence each."""
+    return [sentence for sentence in (emulation(evidence), throttling(evidence)) if sentence]
+
+
+def emulation(evidence: Mapping[str, Any]) -> str:
+    """A sentence when another runtime stood in for the device's, else ""."""
+    if not evidence.get("emulated"):
+        return ""
+    return (
+        "Emulated: ONNX Runtime computed TensorRT's graphs on this machine's CPU. Answers are close to the "
+        "device's, times and memory are not, so nothing is sealed; validate it on the device."
+    )
+
+
 def throttling(evidence: Mapping[str, Any]) -> str:
     """A sentence when the board slowed down while it was measured, else ""."""
     board = evidence.get("board") or {}

@@ -13,7 +13,7 @@ from edgevlm_runner.bundle import Bundle
 
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.report import inventory
-from edgevlm_deploy.report.outcome import headline, throttling, why
+from edgevlm_deploy.report.outcome import headline, remarks, why
 from edgevlm_deploy.report.quantity import Unit, limit, measured, quantity
 from edgevlm_deploy.verdict import GateResult, Outcome, Verdict
 
@@ -62,8 +62,13 @@ def verdict_table(validation: Validation) -> str:
         )
     sentence = Text(_sentence(validation), _STYLES[validation.verdict.outcome])
     places = Text(f"bundle  {validation.bundle}\nreport  {validation.report}")
-    warning = throttling(validation.evidence)
-    return _rendered(table, Text(""), sentence, *([Text(warning, "yellow")] if warning else []), places)
+    skipped = [
+        Text(gate.explanation, "dim")
+        for gate in validation.verdict.gates
+        if gate.outcome is Outcome.SKIPPED and gate.explanation
+    ]
+    warnings = [Text(one, "yellow") for one in remarks(validation.evidence)]
+    return _rendered(table, Text(""), *skipped, sentence, *warnings, places)
 
 
 def _status(gate: GateResult) -> str:
