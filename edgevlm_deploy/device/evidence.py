@@ -20,7 +20,7 @@ from edgevlm_deploy.device.process import follow
 from edgevlm_deploy.errors import DeviceError
 from edgevlm_deploy.progress import Watcher
 
-COPY_BATCH = 64
+COPY_BATCH = 256
 """Files: command lines have a longest length, and progress should be seen."""
 EVIDENCE_FILES = ("answers.jsonl", "evidence.json")
 
