@@ -243,6 +243,23 @@ def test_without_cuda_graphs_it_answers_the_same_and_says_so(
     assert device.launches == 0
 
 
+def test_before_8_6_a_profile_serves_one_context(
+    install: Install, graphs: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lists begin with 8.6: its stand-in, whose profiles are not shared, taken for 8.5."""
+    device = install("8.6", "sharing")
+    spec = tiny_tensorrt.spec(False)
+    pixels, ids = prompt(60)
+    wanted = generate(tiny_tensorrt.Reference(), spec, pixels, ids)  # type: ignore[arg-type]
+    with pytest.raises(ExecutionError, match="refuses profile 1 of the decoder"):
+        load(graphs("8.6", False), spec, 1)
+    monkeypatch.setattr("edgevlm_runner.runtimes.tensorrt.release_of", lambda trt: (8, 5))
+    with load(graphs("8.6", False), spec, 1) as runtime:
+        assert generate(runtime, spec, pixels, ids).token_ids == wanted.token_ids
+        assert runtime.versions()["decoding"] == "enqueue (one context for each profile)"
+    assert device.launches == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -286,10 +303,10 @@ def test_a_profile_that_ends_before_the_context(
 def test_more_tokens_than_the_context(install: Install, graphs: Callable[[str, bool], Path]) -> None:
     install("10.3")
     with load(graphs("10.3", False), tiny_tensorrt.spec(False), 1) as runtime:
-        with pytest.raises(ExecutionError, match="201 tokens do not fit the cache of 200"):
+        with pytest.raises(ExecutionError, match=f"{CONTEXT + 1} tokens do not fit the cache of {CONTEXT}"):
             runtime.step(embeds(CONTEXT + 1))
         runtime.step(embeds(CONTEXT))
-        with pytest.raises(ExecutionError, match="201 tokens"):
+        with pytest.raises(ExecutionError, match=f"{CONTEXT + 1} tokens"):
             runtime.step(embeds(1))
 
 

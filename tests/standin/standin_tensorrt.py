@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from standin_device import DEVICE, FAILURES, TENSORRT, listed
+from standin_device import ALIGNMENT, DEVICE, FAILURES, TENSORRT, listed
 
 _, NAMES = listed("tensorrt", TENSORRT)
 RELEASE = tuple(int(part) for part in TENSORRT.split("."))
@@ -187,7 +187,8 @@ class IBuilderConfig(Listed):
         self._pools[pool] = pool_size
 
     def set_preview_feature(self, feature: Any, enable: bool) -> None:
-        self._shares_profiles |= feature.name == "PROFILE_SHARING_0806" and enable
+        shares = feature.name == "PROFILE_SHARING_0806" and "sharing" not in FAILURES
+        self._shares_profiles |= shares and enable
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self._profiles.append(profile)
@@ -331,7 +332,7 @@ class IExecutionContext(Listed):
         self._results: dict[Any, list[tuple[int, ...]]] = {}
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert size >= self._engine._scratch and DEVICE.holds(memory, size) and memory % 16 == 0
+        assert size >= self._engine._scratch and DEVICE.holds(memory, size) and memory % ALIGNMENT == 0
         self._scratch = True
 
     @property
@@ -352,7 +353,7 @@ class IExecutionContext(Listed):
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory
-        return name in self._engine._values
+        return name in self._engine._values and memory % ALIGNMENT == 0
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         low, _, high = self._engine._facts["profiles"][self._profile][name]
