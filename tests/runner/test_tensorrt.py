@@ -171,6 +171,23 @@ def test_a_damaged_or_foreign_engine_is_built_anew(
     assert victim.read_bytes() == whole and len(notes) == 3
 
 
+def test_an_engine_that_another_user_put_there_is_not_used(
+    install: Install, graphs: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("10.3")
+    root, spec = graphs("10.3", False), tiny_tensorrt.spec(False)
+    load(root, spec, 1).close()
+    plan = next((Path(os.environ["EDGEVLM_CACHE"]) / "tensorrt").glob("*.plan"))
+    note, stranger = plan.with_suffix(".json"), os.getuid() + 1
+    name = json.loads(note.read_text())["key"]
+    assert tensorrt_engines._whole(plan, note, name) is not None
+    if os.getuid() == 0:
+        os.chown(plan, stranger, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: stranger)
+    assert tensorrt_engines._whole(plan, note, name) is None
+
+
 def test_the_key_is_of_everything_that_an_engine_depends_on(
     tmp_path: Path, graphs: Callable[[str, bool], Path]
 ) -> None:

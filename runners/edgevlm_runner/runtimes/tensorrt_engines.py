@@ -126,8 +126,13 @@ def _external(graph: Path) -> List[Path]:
 
 
 def _whole(plan: Path, note: Path, name: str) -> Optional[Plan]:
-    """The cached plan if it is the one that was written for this key, else None."""
+    """The cached plan if it is the one that was written for this key, else None.
+
+    Only files of this user or of root count: who may write both can write a digest that matches.
+    """
     try:
+        if not {plan.stat().st_uid, note.stat().st_uid} <= {os.getuid(), 0}:
+            return None
         facts = json.loads(note.read_text(encoding="utf-8"))
         with open(plan, "rb") as stream:
             found = stream_digest(stream)
