@@ -14,7 +14,6 @@ import numpy as np
 
 from edgevlm_runner.errors import ExecutionError, RuntimeUnavailable
 
-
 _MENDING = {
     True: "Close other programs that use the GPU; if it stays, compile for a smaller context or fewer tiles.",
     False: "Check that this process sees the GPU and its driver; a container needs `--runtime nvidia`.",

@@ -26,7 +26,7 @@ ALIGNMENT = 256
 
 
 class AppendCache:
-    """Cache [2·layers, rows, kv heads, head dim] in one block: its first rows are bound, new ones copied behind.
+    """Cache [2·layers, rows, kv heads, head dim]: its first rows are bound, new ones copied behind.
 
     Zeroed at allocation: rows that hold no token yet are masked, but NaN from old memory would pass any mask.
     """
