@@ -55,6 +55,7 @@ def test_the_board_answers_like_the_emulation_and_is_judged(for_orin: Path, tmp_
     assert evidence["runtime"]["versions"]["tensorrt"] == "10.3.0" and evidence["emulated"] is False
     assert evidence["runtime"]["versions"]["typing"] == "strong"
     assert evidence["device_bytes"] > 0 == emulated["device_bytes"]
+    assert evidence["build_seconds"] > 0 == emulated["build_seconds"] and evidence["load_ms"] > 0
     here, there = (read_jsonl(tmp_path / name / "answers.jsonl", Answer) for name in ("host", "board"))
     assert [one.token_ids for one in there] == [one.token_ids for one in here]
     judged = validation.judge(open_bundle(for_orin), for_orin, tmp_path / "board")
