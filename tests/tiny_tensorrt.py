@@ -12,7 +12,7 @@ from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
 
 LAYERS, KV, HEAD, D, V = 2, 2, 8, 16, 24
 SIDE, PER_TILE, TILES = 4, 3, 2
-CONTEXT, PREFILL = 200, 16
+CONTEXT, PREFILL = 203, 16
 IMAGE_TOKEN = 5
 
 

@@ -54,14 +54,17 @@ def gather(
                 latency = _latency(respondent, bundle.items)
                 _answer_all(respondent, bundle.items, out, origin, progress)
             runtime = respondent.runtime
-            device_bytes = runtime.device_bytes() if isinstance(runtime, OnAccelerator) else 0
+            device_bytes, build_seconds = 0, 0.0
+            if isinstance(runtime, OnAccelerator):
+                device_bytes, build_seconds = runtime.device_bytes(), runtime.build_seconds()
         answers = out / "answers.jsonl"
         evidence = dict(origin)
         evidence.update(
             machine=machine(),
             items=len(bundle.items),
             answers_sha256=file_digest(answers),
-            load_ms=loaded_ms,
+            build_seconds=build_seconds,
+            load_ms=loaded_ms - 1e3 * build_seconds,
             seconds=time.perf_counter() - began,
             latency=latency,
             peak_rss_bytes=peak_rss_bytes(),

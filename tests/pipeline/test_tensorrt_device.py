@@ -30,8 +30,9 @@ STANDIN = Path(__file__).parents[1] / "standin"
 def for_orin(checkpoint: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("orin")
     own = folder / "jetson.yaml"
-    own.write_text(recipe.read_text().replace("w4a16_g32", "w8a16").replace("w8a8", "w8a16"))
-    order = pipeline.Order(model=str(checkpoint), target="orin-jetpack7", recipe=str(own), out=folder)
+    text = recipe.read_text().replace("w4a16_g32", "w8a16").replace("w8a8", "w8a16")
+    own.write_text(text.replace("gates:\n", "gates:\n  - {metric: peak_rss_bytes, max: 4.0e+9}\n"))
+    order = pipeline.Order(model=str(checkpoint), target="orin", recipe=str(own), out=folder)
     return pipeline.compile(order, Silent())
 
 
@@ -49,11 +50,12 @@ def run(bundle: Path, out: Path, *options: str, **environment: str) -> dict[str,
 
 
 def test_the_board_answers_like_the_emulation_and_is_judged(for_orin: Path, tmp_path: Path) -> None:
-    evidence = run(for_orin, tmp_path / "board", STANDIN_TENSORRT="10.16")
+    evidence = run(for_orin, tmp_path / "board", STANDIN_TENSORRT="10.3")
     emulated = run(for_orin, tmp_path / "host", "--emulate")
-    assert evidence["runtime"]["versions"]["tensorrt"] == "10.16.2.10" and evidence["emulated"] is False
+    assert evidence["runtime"]["versions"]["tensorrt"] == "10.3.0" and evidence["emulated"] is False
     assert evidence["runtime"]["versions"]["typing"] == "strong"
     assert evidence["device_bytes"] > 0 == emulated["device_bytes"]
+    assert evidence["build_seconds"] > 0 == emulated["build_seconds"] and evidence["load_ms"] > 0
     here, there = (read_jsonl(tmp_path / name / "answers.jsonl", Answer) for name in ("host", "board"))
     assert [one.token_ids for one in there] == [one.token_ids for one in here]
     judged = validation.judge(open_bundle(for_orin), for_orin, tmp_path / "board")

@@ -191,9 +191,10 @@ def test_throttling_and_the_boards_readings_are_shown(small_case: Any, tmp_path:
     board = {"source": "tegrastats", "power_w_mean": 13.907, "throttled": True, "throttled_by": ["oc3 (+2)"]}
     given = {
         **vars(small_case),
-        "evidence": {**small_case.evidence, "board": board, "device_bytes": 2 * 10**9},
+        "evidence": {**small_case.evidence, "board": board, "device_bytes": 10**9, "build_seconds": 312.4},
     }
     html.render(**given, out=tmp_path / "hot.html")
     text = (tmp_path / "hot.html").read_text()
     assert "throttled while it was measured (oc3 (+2))" in text
+    assert "312 s" in text
     assert "board.power_w_mean" in text and "13.907" in text and "memory on the accelerator" in text

@@ -18,6 +18,7 @@ FAILURES = frozenset(os.environ.get("STANDIN_FAILS", "").split())
 
 OK, INVALID_VALUE, OUT_OF_MEMORY, CAPTURE_INVALIDATED = 0, 1, 2, 901
 TOTAL = 8 << 30
+ALIGNMENT = 256
 
 Work = Callable[[], None]
 
@@ -45,13 +46,18 @@ class Device:
         return TOTAL - sum(len(block) for block in self.blocks.values())
 
     def allocate(self, size: int) -> int:
-        block = ctypes.create_string_buffer(b"\xff" * size, size)  # NaN, as old memory may hold
-        self.blocks[ctypes.addressof(block)] = block
-        return ctypes.addressof(block)
+        """Address of memory that begins at a multiple of `ALIGNMENT`, as CUDA's does."""
+        block = ctypes.create_string_buffer(
+            b"\xff" * (size + ALIGNMENT), size + ALIGNMENT
+        )  # NaN, as old memory may be
+        address = -(-ctypes.addressof(block) // ALIGNMENT) * ALIGNMENT
+        self.blocks[address] = block
+        return address
 
     def holds(self, address: int, size: int) -> bool:
         """Whether the bytes lie in one allocation."""
-        return any(start <= address and address + size <= start + len(b) for start, b in self.blocks.items())
+        sizes = {start: len(block) - ALIGNMENT for start, block in self.blocks.items()}
+        return any(start <= address and address + size <= start + room for start, room in sizes.items())
 
     def put(self, work: Work) -> None:
         (self.queue if self.captured is None else self.captured).append(work)

@@ -46,10 +46,13 @@ class Runtime(Protocol):
 
 @runtime_checkable
 class OnAccelerator(Protocol):
-    """A runtime that holds memory on an accelerator, which its process's resident set does not count."""
+    """A runtime that compiles for an accelerator and holds memory on it."""
 
     def device_bytes(self) -> int:
-        """Bytes held there since `start`."""
+        """Memory held there since `start`, which the process's resident set does not count."""
+
+    def build_seconds(self) -> float:
+        """Spent on compiling before anything could be loaded; 0 when all was in a cache."""
 
 
 def load(

@@ -14,6 +14,12 @@ import numpy as np
 
 from edgevlm_runner.errors import ExecutionError, RuntimeUnavailable
 
+_MENDING = {
+    True: "Close other programs that use the GPU; if it stays, compile for a smaller context or fewer tiles.",
+    False: "Check that this process sees the GPU and its driver; a container needs `--runtime nvidia`.",
+}
+"""Whether memory was short → what to do."""
+
 
 class Cuda:
     """The first CUDA device with a stream of its own; all its memory is freed by `close`.
@@ -162,10 +168,8 @@ class Cuda:
         if int(error) != 0:
             name = cudart.cudaGetErrorName(error)[1]
             text = name.decode() if isinstance(name, bytes) else str(name)
-            raise ExecutionError(
-                f"CUDA: {text}{' while ' + doing if doing else ''}. Close other programs that use the GPU; "
-                "if it stays, compile for a smaller context or fewer tiles."
-            )
+            short = "MemoryAllocation" in text
+            raise ExecutionError(f"CUDA: {text}{' while ' + doing if doing else ''}. {_MENDING[short]}")
         return values[0] if len(values) == 1 else values
 
 

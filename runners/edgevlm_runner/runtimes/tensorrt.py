@@ -157,6 +157,10 @@ class TensorRt:
         known = self._cuda.allocated + sum(plan.path.stat().st_size for plan in self._plans.values())
         return max(known, self._taken)
 
+    def build_seconds(self) -> float:
+        """What building engines took in this process; 0 when the cache had them all."""
+        return sum(plan.build_seconds for plan in self._plans.values())
+
     def close(self) -> None:
         """Free the engines before the memory that they are bound to."""
         self._vision = self._embedding = self._decoder = self._runtime = None  # type: ignore[assignment]

@@ -21,9 +21,12 @@ from edgevlm_runner.runtimes.tensorrt_execution import Buffer, Engine, Execution
 STAGED = ("inputs_embeds", "position_ids", "mask", "write_index")
 """Inputs that come from the host at every step."""
 
+ALIGNMENT = 256
+"""Bytes at whose multiples TensorRT wants every tensor to begin."""
+
 
 class AppendCache:
-    """Cache [2·layers, rows, kv heads, head dim]: bound by its first `past` rows; new rows are copied behind.
+    """Cache [2·layers, rows, kv heads, head dim]: its first rows are bound, new ones copied behind.
 
     Zeroed at allocation: rows that hold no token yet are masked, but NaN from old memory would pass any mask.
     """
@@ -36,7 +39,9 @@ class AppendCache:
         self._row_bytes = spec.kv_heads * spec.head_dim * dtype.itemsize
         self._parts = 2 * spec.layers
         self._names = [f"past_{part}.{layer}" for layer in range(spec.layers) for part in ("key", "value")]
-        self._block = engine.cuda.allocate(self._parts * self._rows * self._row_bytes)
+        self._pitch = -(-self._rows * self._row_bytes // ALIGNMENT) * ALIGNMENT
+        """Bytes from one key or value to the next."""
+        self._block = engine.cuda.allocate(self._parts * self._pitch)
         most = optimisation.largest(engine.profiles)["inputs_embeds"][1]
         self._new = engine.cuda.allocate(self._parts * most * self._row_bytes)
 
@@ -47,8 +52,7 @@ class AppendCache:
         return window.buckets(self._max_context)
 
     def addresses(self) -> Dict[str, int]:
-        part = self._rows * self._row_bytes
-        found = {name: self._block + number * part for number, name in enumerate(self._names)}
+        found = {name: self._block + number * self._pitch for number, name in enumerate(self._names)}
         return {**found, "new_keys_values": self._new}
 
     def shapes(self, past: int, tokens: int) -> Dict[str, Shape]:
@@ -63,7 +67,7 @@ class AppendCache:
         run = tokens * self._row_bytes
         self._engine.cuda.copy_rows(
             self._block + filled * self._row_bytes,
-            self._rows * self._row_bytes,
+            self._pitch,
             self._new,
             run,
             run,

@@ -16,6 +16,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
@@ -48,6 +49,8 @@ class Plan:
     strong: bool
     reason: str
     """Why it is not strongly typed; "" when it is."""
+    build_seconds: float = 0.0
+    """What the build took just now; 0 when the engine was there."""
 
 
 def key(graph_sha256: str, profiles: Sequence[optimisation.Profile], board: Board) -> str:
@@ -81,7 +84,9 @@ def find_or_build(
     with storage_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
     request = Request(str(graph), optimisation.plain(profiles), str(plan), str(cache / TIMINGS), free_bytes)
+    began = time.perf_counter()
     typing = _build(request)
+    seconds = time.perf_counter() - began
     facts = {
         **typing,
         "key": name,
@@ -93,7 +98,7 @@ def find_or_build(
     with storage_errors(cache):
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         temporary.replace(note)  # last, so that a plan without its digest counts as none
-    return Plan(plan, bool(typing["strong"]), str(typing["reason"]))
+    return Plan(plan, bool(typing["strong"]), str(typing["reason"]), seconds)
 
 
 def deserialize(trt: Any, runtime: Any, plan: Plan) -> Any:
@@ -126,8 +131,13 @@ def _external(graph: Path) -> List[Path]:
 
 
 def _whole(plan: Path, note: Path, name: str) -> Optional[Plan]:
-    """The cached plan if it is the one that was written for this key, else None."""
+    """The cached plan if it is the one that was written for this key, else None.
+
+    Only files of this user or of root count: who may write both can write a digest that matches.
+    """
     try:
+        if not {plan.stat().st_uid, note.stat().st_uid} <= {os.getuid(), 0}:
+            return None
         facts = json.loads(note.read_text(encoding="utf-8"))
         with open(plan, "rb") as stream:
             found = stream_digest(stream)

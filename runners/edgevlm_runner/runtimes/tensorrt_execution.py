@@ -111,7 +111,12 @@ class Engine:
             context.set_device_memory(scratch, scratch_bytes)
         else:
             context.device_memory = scratch
-        context.set_optimization_profile_async(profile, self.cuda.stream)
+        try:
+            context.set_optimization_profile_async(profile, self.cuda.stream)
+        except RuntimeError as error:
+            raise ExecutionError(
+                f"TensorRT refuses profile {profile} of the {self.component}: {error}"
+            ) from error
         return Execution(self, context)
 
 
@@ -139,7 +144,12 @@ class Execution:
                 raise ExecutionError(
                     f"TensorRT refuses {name} of shape {list(shape)} for the {self._engine.component}."
                 )
-        missing = context.infer_shapes()
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise ExecutionError(
+                f"TensorRT infers no shapes for the {self._engine.component}: {error}"
+            ) from error
         if missing:
             raise ExecutionError(
                 f"The {self._engine.component} lacks shapes or memory for {', '.join(missing)}."
