@@ -69,8 +69,8 @@ def demo(recipes: list[str], threads: int, reuse: bool) -> list[Answered]:
                 before = set(out.glob("stages/quantized-*"))
                 order = ["compile", "demo", "--target", str(target), "--recipe", str(written)]
                 _run("-m", "edgevlm_deploy.cli", *order, "--no-evidence", "--out", str(out))
-                (made,) = set(out.glob("stages/quantized-*")) - before
-                table.write_text(made.name)
+                made = set(out.glob("stages/quantized-*")) - before
+                table.write_text("".join(one.name for one in made))  # LiteRT may take ONNX Runtime's
             say(f"demo: {title} answers, {recipe}")
             evidence = bundle.with_suffix(".evidence")
             _run("-m", "edgevlm_runner", str(bundle), "--out", str(evidence))
