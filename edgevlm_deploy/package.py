@@ -64,11 +64,12 @@ def _litertlm(opened: Bundle, path: Path, out: Path) -> dict[str, Any]:
 
     facts = {"name": str(opened.manifest["name"]), "edgevlm_bundle": opened.digest, **_state(opened)}
     tokenizer = opened.path("tokenizer/tokenizer.json")
-    sections = litertlm.write(_model(opened, path), opened.model, tokenizer, facts, opened.digest, out)
+    model = _model(opened, path)
     try:
+        sections = litertlm.write(model, opened.model, tokenizer, facts, opened.digest, out)
         compared = litertlm_check.compare(out, opened)
     except Exception:
-        out.unlink()
+        out.unlink(missing_ok=True)
         raise
     return {
         "bytes": out.stat().st_size,

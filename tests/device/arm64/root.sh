@@ -26,6 +26,10 @@ build() {
         touch "$root/.complete"
     fi
 
+    # Without a list of processors XNNPACK takes the machine for unknown, and LiteRT refuses every graph.
+    mkdir -p "$root/sys/devices/system/cpu"
+    echo 0 | tee "$root/sys/devices/system/cpu/possible" > "$root/sys/devices/system/cpu/present"
+
     # The host's pip unpacks the other machine's wheels, at the locked versions: emulated, it would take minutes.
     rm -rf "$root/edgevlm" "$root/wheel"
     mkdir -p "$root/bundles"
@@ -38,8 +42,9 @@ build() {
 print(platform.machine(), platform.python_version(), "onnxruntime", onnxruntime.__version__)'
 }
 
-# /proc is mounted for the command alone. /sys must stay away: there ONNX Runtime finds the host's processors,
-# takes them for its own and crashes. Without it, it asks the (emulated) kernel for the instruction sets.
+# /proc is mounted for the command alone. The host's /sys must stay away: there ONNX Runtime finds the host's
+# processors, takes them for its own and crashes. In its place stands a list of one processor; the instruction
+# sets come from the (emulated) kernel.
 run() {
     root=$1 && shift
     env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 QEMU_CPU=cortex-a76 PYTHONPATH=/edgevlm \
