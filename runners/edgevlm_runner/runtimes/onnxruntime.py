@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any, Dict, List, Tuple, Union
@@ -166,6 +167,8 @@ class OnnxRuntime:
 
 
 def import_onnxruntime() -> Any:
+    # From 1.29 on it reports its use over the network unless told not to; a device must not.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
