@@ -11,8 +11,8 @@ from standin_device import TENSORRT, listed
 
 _, NAMES = listed("tensorrt", TENSORRT)
 RELEASE = tuple(int(part) for part in TENSORRT.split("."))
-UNLISTED = frozenset({"name", "type", "get_input"})
-"""Real members that the lists leave out: `name` everywhere, and all of ILayer's."""
+UNLISTED = {"ILayer": frozenset({"name", "type", "get_input"})}
+"""Real members that the lists leave out: those of ILayer, and of every class its `name`."""
 
 ENUMS = [
     "BuilderFlag",
@@ -26,8 +26,15 @@ ENUMS = [
 ]
 
 
+class Member(enum.Enum):
+    """Equal to nothing but itself, as the bindings' enumerations are."""
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+
 def _enum(name: str) -> Any:
-    return enum.IntEnum(name, [one for one in NAMES[name] if one != "itemsize"], start=0)
+    return Member(name, [one for one in NAMES[name] if one != "itemsize"], start=0)
 
 
 ENUMERATIONS = {name: _enum(name) for name in ENUMS if name in NAMES}
@@ -56,7 +63,8 @@ class Listed:
 
 
 def _check(owner: type, name: str) -> None:
-    if not name.startswith("_") and name not in UNLISTED and name not in NAMES.get(owner.__name__, ()):
+    known = {*NAMES.get(owner.__name__, ()), *UNLISTED.get(owner.__name__, {"name"})}
+    if not name.startswith("_") and name not in known:
         raise AttributeError(f"TensorRT {TENSORRT}: {owner.__name__} has no {name}")
 
 
