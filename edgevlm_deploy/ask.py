@@ -16,8 +16,8 @@ def answer(
     question: str,
     image: Path | None,
     unsealed: bool,
-    emulate: bool,
     on_text: Callable[[str], None],
+    emulate: bool = False,
 ) -> dict[str, Any]:
     """Stream the answer to `on_text` and return it with its confidence and latency.
 

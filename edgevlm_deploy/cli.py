@@ -167,11 +167,9 @@ def run(
     from edgevlm_deploy import ask
 
     if as_json:
-        typer.echo(json.dumps(ask.answer(bundle, prompt, image, unsealed, emulate, on_text=lambda _: None)))
+        typer.echo(json.dumps(ask.answer(bundle, prompt, image, unsealed, lambda _: None, emulate)))
         return
-    reply = ask.answer(
-        bundle, prompt, image, unsealed, emulate, on_text=lambda text: typer.echo(text, nl=False)
-    )
+    reply = ask.answer(bundle, prompt, image, unsealed, lambda text: typer.echo(text, nl=False), emulate)
     typer.echo()
     typer.echo(
         f"first token {reply['time_to_first_token_ms']:.0f} ms · {reply['tokens']} tokens · "
