@@ -46,9 +46,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine on SmolVLM-256M's shape")
     parser.add_argument("--only", choices=("demo", "shape"), help="one of the two models")
     parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES))
-    parser.add_argument(
-        "--reuse", action="store_true", help="keep graphs and the demo's answers of earlier runs"
-    )
+    parser.add_argument("--reuse", action="store_true", help="keep graphs and answers of earlier runs")
     parser.add_argument("--markdown", type=Path, help="write the tables, e.g. to benchmarks/RUNTIMES.md")
     return parser.parse_args(given)
 
