@@ -206,8 +206,10 @@ def shape_tables(heat: Heat, compiled: dict[str, Any]) -> list[page.Table]:
             f"{one['peak_rss_bytes'] / 1e6:,.0f}",
             f"{one['graph_bytes'] / 1e6:,.0f}",
             f"{one['verification']['logits_difference']:.0e}",
-            f"{one['verification'].get('exact_modules', 0):,.0f}",
-            f"{one['verification'].get('exact_integers', 0):,.0f}",
+            *(
+                f"{one['verification'][count]:,.0f}" if count in one["verification"] else "not counted"
+                for count in ("exact_modules", "exact_integers")
+            ),
         )
         for variant, one in compiled.items()
     )
