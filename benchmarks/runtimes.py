@@ -46,9 +46,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine on SmolVLM-256M's shape")
     parser.add_argument("--only", choices=("demo", "shape"), help="one of the two models")
     parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES))
-    parser.add_argument(
-        "--reuse", action="store_true", help="keep graphs and the demo's answers of earlier runs"
-    )
+    parser.add_argument("--reuse", action="store_true", help="keep graphs and answers of earlier runs")
     parser.add_argument("--markdown", type=Path, help="write the tables, e.g. to benchmarks/RUNTIMES.md")
     return parser.parse_args(given)
 
@@ -208,8 +206,10 @@ def shape_tables(heat: Heat, compiled: dict[str, Any]) -> list[page.Table]:
             f"{one['peak_rss_bytes'] / 1e6:,.0f}",
             f"{one['graph_bytes'] / 1e6:,.0f}",
             f"{one['verification']['logits_difference']:.0e}",
-            f"{one['verification'].get('exact_modules', 0):,.0f}",
-            f"{one['verification'].get('exact_integers', 0):,.0f}",
+            *(
+                f"{one['verification'][count]:,.0f}" if count in one["verification"] else "not counted"
+                for count in ("exact_modules", "exact_integers")
+            ),
         )
         for variant, one in compiled.items()
     )

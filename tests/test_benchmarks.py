@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import conditions, page, shape, summary
+from benchmarks import compilation, conditions, page, runtimes, shape, summary
 from benchmarks.__main__ import arguments, engines
 from benchmarks.contenders import gguf_file
 from benchmarks.rounds import Engine, Heat, Result, compete
 from benchmarks.workload import ANSWER_TOKENS, OUTPUTS, PROMPT_TOKENS, Round, picture, play, text_prompt, tile
+from edgevlm_deploy import resources
+from edgevlm_deploy.export import tflite
 
 COMPILED = {
     "quantize_seconds": 1.0,
@@ -260,3 +262,34 @@ def test_one_command_measures_one_and_two_threads() -> None:
     given = arguments([])
     assert given.threads == [1, 2] and not given.reuse
     assert arguments(["--peer-python", "peers/bin/python"]).peer_python == Path.cwd() / "peers/bin/python"
+
+
+def test_a_token_reads_the_stored_bits_of_a_tflite_file(litert_files: Any) -> None:
+    """Floats of the exact file have four bytes; in the shipped one most weights have one or half of one."""
+    files = [root / "graphs" / "model.tflite" for root in (litert_files.exact, litert_files.shipped)]
+    exact, shipped = map(compilation.tflite_weight_bytes, files)
+    products = tflite.load(files[0]).weights("decode")
+    assert exact == sum(4 * int(np.prod(one.shape)) for one in products)
+    assert exact / 8 < shipped < exact / 3
+
+
+def test_one_row_per_runtime_and_recipe() -> None:
+    rates = {f"{part}{name}": {"value": 0.5} for part in ("", "corrupted_") for name in runtimes.RATES}
+    latency = {"time_to_first_token_ms": [8.0, 9.0, 30.0], "per_token_ms": [2.0, 1.0, 2.0]}
+    evidence = {"latency": latency, "peak_rss_bytes": 2e8}
+    found = [
+        runtimes.Answered("int8", "LiteRT", 4_000_000, {"estimates": rates}, evidence),
+        runtimes.Answered("int8", "PyTorch", None, {"estimates": rates}, evidence),
+    ]
+    table = runtimes.demo_table(found, reused=True)
+    assert "earlier run" in table.title and {len(row) for row in table.rows} == {len(table.columns)}
+    assert table.rows[0] == ("int8", "LiteRT", *["50.00"] * 6, "4.00", "9.0", "500", "200")
+    assert table.rows[1][8] == ""
+
+
+def test_the_recipe_of_floats_keeps_the_items(tmp_path: Path) -> None:
+    made = [resources.recipe(str(runtimes._recipe(name, tmp_path))) for name in runtimes.RECIPES]
+    assert not made[0].components and made[1].components
+    assert made[0].evaluation == made[1].evaluation
+    targets = [resources.target(str(runtimes._target(one, 1, tmp_path))) for one in runtimes.BACKENDS]
+    assert [one.threads for one in targets] == [1, 1]
