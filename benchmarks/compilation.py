@@ -1,7 +1,7 @@
 """The checkpoint through edgevlm's own stages: plan, quantise, export, verify; timed.
 
 `python -m benchmarks.compilation DIRECTORY RECIPE THREADS [BACKEND]` writes `DIRECTORY/RECIPE/`, and for
-LiteRT `DIRECTORY/RECIPE-litert/`.
+LiteRT `DIRECTORY/RECIPE-litert/`. A Jetson target's name in place of BACKEND compiles for that board.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CALIBRATION_SAMPLES = 2
 
 
 TARGETS = {"onnxruntime": "host-cpu", "litert": "snapdragon-8-gen3"}
-"""Backend → the target that is compiled for."""
+"""Backend → the target that is compiled for; TensorRT has one per board."""
 
 
 def folder(recipe_name: str, backend: str) -> str:
@@ -42,7 +42,7 @@ def compile_recipe(directory: Path, recipe_name: str, backend: str = "onnxruntim
     from edgevlm_deploy import backends, plan, quantize, resources, source
     from edgevlm_deploy.recipe import Algorithm
 
-    target = resources.target(TARGETS[backend])
+    target = resources.target(TARGETS.get(backend, backend))
     recipe = resources.recipe("int8" if recipe_name == "fp32" else recipe_name)
     rounded = {
         component: precision.model_copy(update={"algorithm": Algorithm.RTN})
@@ -56,7 +56,8 @@ def compile_recipe(directory: Path, recipe_name: str, backend: str = "onnxruntim
     began = time.perf_counter()
     model = source.inspect(directory / CHECKPOINT)
     planned = plan.resolve(recipe, target, model.modules)
-    spec = _spec(model, backend, backends.graph_names(target.backend))
+    spec = _spec(model, target.backend.value, backends.graph_names(target.backend))
+    spec = backends.with_profiles(spec, recipe, target)
     quantized = None
     if planned.request:
         quantized = quantize.quantize(
@@ -74,9 +75,9 @@ def compile_recipe(directory: Path, recipe_name: str, backend: str = "onnxruntim
         "peak_rss_bytes": peak_rss_bytes(),
         "graph_bytes": sum(compiled.files.values()),
         "weight_bytes_per_token": (
-            weight_bytes(out / spec.graphs["decoder"])
-            if backend == "onnxruntime"
-            else tflite_weight_bytes(out / spec.graphs["model"])
+            tflite_weight_bytes(out / spec.graphs["model"])
+            if backend == "litert"
+            else weight_bytes(out / spec.graphs["decoder"])
         ),
         "verification": dict(compiled.verification),
     }
@@ -97,7 +98,8 @@ def weight_bytes(decoder: Path) -> int:
     from edgevlm_deploy.export import graph
 
     initializers = graph.load(decoder).graph.initializers.values()
-    return sum(one.const_value.nbytes for one in initializers if not one.name.startswith("rotary."))
+    tables = ("rotary.", "cosine_sine")
+    return sum(one.const_value.nbytes for one in initializers if not one.name.startswith(tables))
 
 
 def tflite_weight_bytes(path: Path) -> int:
@@ -123,7 +125,7 @@ def _spec(model: Any, backend: str, graphs: dict[str, str]) -> Any:
         family=model.family,
         runtime=backend,
         graphs=graphs,
-        image=ImageSpec(shape.image_size, shape.image_size, False, 1, 1, 1 / 255, half, half),
+        image=ImageSpec(shape.image_size, 4 * shape.image_size, True, None, 1, 1 / 255, half, half),
         prompt=PromptSpec("{image}{question}", "{question}", "<image>", "", "", shape.tokens_per_tile),
         image_token_id=shape.image_token_id,
         eos_token_ids=(),

@@ -63,7 +63,11 @@ def test_tables_for_people_and_json_for_machines() -> None:
             11,
             "'nope' is not one of the recipes",
         ),
-        (("compile", "demo", "--target", "orin", "--recipe", "int3-rtn"), 12, "it accepts w8a8, w8a16, w4a16_g64"),
+        (
+            ("compile", "demo", "--target", "orin", "--recipe", "int3-rtn"),
+            12,
+            "it accepts w8a8, w8a16, w4a16_g64",
+        ),
         (("compile", "nowhere/model", "--target", "host-cpu", "--offline"), 13, "nowhere/model"),
         (("compile", "demo", "--target", "host-cpu", "--data", "nowhere.jsonl"), 11, "nowhere.jsonl"),
         (("validate", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),

@@ -36,8 +36,9 @@ CASES = {
     "orin-nano": "smoothquant",
     "thor": "int4",
     "orin-jetpack7": "int4",
+    "orin-jetpack7 11.1": "smoothquant",
 }
-"""Target → precision; together every form that a graph can take."""
+"""Target, and another release than its own → precision; together every form that a graph can take."""
 
 
 def table_of(precision: str, load_source: Callable[[], Any]) -> QuantizedTable:
@@ -82,11 +83,14 @@ def case(
     samples: list[Inputs],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Case:
-    target = resources.target(request.param)
+    name, _, release = request.param.partition(" ")
+    target = resources.target(name)
+    if release:
+        target = target.model_copy(update={"software": {**target.software, "tensorrt": release}})
     table = table_of(CASES[request.param], load_source)
     made = dataclasses.replace(spec, runtime="tensorrt")
     made = dataclasses.replace(made, profiles=tensorrt.profiles(target, made, None, None))
-    root = tmp_path_factory.mktemp(request.param)
+    root = tmp_path_factory.mktemp(name)
     plan = Plan(resources.recipe(target.recipe), target, {})
     graphs = tensorrt.compile(load_source, QuantizedModel(table), made, samples, root, plan)
     return Case(target, table, made, root, graphs)
@@ -104,7 +108,7 @@ def test_the_graphs_compute_what_was_quantised(case: Case) -> None:
 
 def test_the_graphs_are_legal_onnx_of_the_generation(case: Case) -> None:
     """Without errors of the linter too: `compile` would have refused."""
-    opsets = {"8.2.1": 13, "8.5.2": 17, "10.3": 21, "10.13": 21, "10.16.2": 24}
+    opsets = {"8.2.1": 13, "8.5.2": 17, "10.3": 21, "10.13": 21, "10.16.2": 24, "11.1": 24}
     expected = opsets[case.target.software["tensorrt"]]
     if case.target.name == "orin-nano":
         expected = 20  # without int4
