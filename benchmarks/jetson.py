@@ -154,12 +154,13 @@ def main() -> None:
     if given.only != "demo":
         made.append(shape(wanted, given.reuse))
     said = [
-        "Written by `python -m benchmarks.jetson --markdown docs/jetson-results.md`. **No Jetson and no TensorRT "
-        "took part**: graphs are linted by the rules of the target's TensorRT, read back integer by integer, and "
-        "computed by ONNX Runtime. *Logits vs torch*: largest difference to the fake-quantised torch model, fp16 "
-        "widened to fp32. *Tokens equal*: greedy tokens compared, all equal. *Tokens/s at most*: the target's "
-        "memory bandwidth over the weights that one token reads; a bound, not a measurement. DR: divergence "
-        "rate. Skipped gates are latency and memory.",
+        "Written by `python -m benchmarks.jetson --markdown docs/jetson-results.md`. **No Jetson and "
+        "no TensorRT took part**: graphs are linted by the rules of the target's TensorRT, read back "
+        "integer by integer, and computed by ONNX Runtime. *Logits vs torch*: largest difference to "
+        "the fake-quantised torch model, fp16 widened to fp32. *Tokens equal*: greedy tokens "
+        "compared, all equal. *Tokens/s at most*: the target's memory bandwidth over the weights that "
+        "one token reads; a bound, not a measurement. DR: divergence rate. Skipped gates are latency "
+        "and memory.",
         page.machine(conditions.machine()),
     ]
     text = page.document("Every Jetson target, without a Jetson", said, made)

@@ -35,6 +35,7 @@ _MENDING = {
     ": Failure": "SFTP gives no reason; a full disk or a used up quota is the usual one: look at `df` there.",
     "onnection closed": "The same command goes on from there.",
     "onnection reset": "The same command goes on from there.",
+    "without a word": "The connection was probably lost; the same command goes on from there.",
 }
 """What adb, ssh or sftp said → what to do about it. The first that fits is told."""
 
@@ -100,15 +101,19 @@ class Device(ABC):
             raise self.failure(done, doing)
 
     def failure(self, done: subprocess.CompletedProcess[str], doing: str) -> DeviceError:
-        said = done.stderr + done.stdout
+        last = last_words(done)
+        said = f"{done.stderr}{done.stdout}{last}"
         hints = [hint for words, hint in _MENDING.items() if words in said]
-        return DeviceError(f"cannot {doing} {self.name}: {last_words(done)} {' '.join(hints[:1])}".rstrip())
+        return DeviceError(f"cannot {doing} {self.name}: {last} {' '.join(hints[:1])}".rstrip())
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
     """What a command said last, errors first."""
-    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    return lines[-1].strip().removeprefix("error: ") if lines else f"exit code {done.returncode}, no message"
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    lines = [line.strip() for line in said if not line.startswith("sftp>")]  # sftp's echo of its commands
+    if not lines:
+        return f"it ended with exit code {done.returncode} without a word."
+    return lines[-1].removeprefix("error: ")
 
 
 def tool(name: str, package: str) -> str:

@@ -18,7 +18,8 @@ from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy import backends, resources
 from edgevlm_deploy.backends import onnxruntime
-from edgevlm_deploy.errors import ExportError, MissingExtraError, PlanError
+from edgevlm_deploy.backends import tensorrt as tensorrt_backend
+from edgevlm_deploy.errors import ExportError, MissingExtraError
 from edgevlm_deploy.export import graph
 from edgevlm_deploy.lint import tensorrt
 from edgevlm_deploy.plan import Plan
@@ -204,13 +205,6 @@ def test_half_precision_leaves_what_would_overflow() -> None:
     assert layer.bias.item() == 1.0
 
 
-def test_backends_that_are_not_here_are_named() -> None:
-    here = Plan(resources.recipe("default"), resources.target("host-cpu"), {})
-    assert backends.compiler(here, list) is onnxruntime.compile
-    with pytest.raises(PlanError, match="tensorrt is not offered"):
-        backends.compiler(dataclasses.replace(here, target=resources.target("orin")), list)
-
-
 def test_a_backend_without_its_packages_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
     backends.require_packages(Backend.LITERT)
     monkeypatch.setattr(sys, "path", [])
@@ -273,3 +267,10 @@ def test_graphs_run_on_onnxruntime_1_23(
     with load(compiled.root, endless, 1) as runtime:
         made = generate(runtime, endless, sample.pixel_values, sample.input_ids)
     assert tuple(tokens) == made.token_ids
+
+
+def test_every_backend_has_its_compiler() -> None:
+    here = Plan(resources.recipe("default"), resources.target("host-cpu"), {})
+    assert backends.compiler(here, list) is onnxruntime.compile
+    there = dataclasses.replace(here, target=resources.target("orin"))
+    assert backends.compiler(there, list).func is tensorrt_backend.compile  # type: ignore[attr-defined]

@@ -147,7 +147,7 @@ def test_a_run_that_was_cut_off_goes_on(phone: Path, bundle: Path) -> None:
     validation.validate(bundle, False, Silent(), on())
     (folder,) = (phone / "edgevlm").iterdir()
     evidence = json.loads((folder / "evidence" / "evidence.json").read_text())
-    origin = {key: evidence[key] for key in ("format_version", "bundle", "runtime", "threads")}
+    origin = {key: evidence[key] for key in ("format_version", "bundle", "runtime", "threads", "emulated")}
     first = json.loads((folder / "evidence" / "answers.jsonl").read_text().splitlines()[0])
     rows = [origin, {**first, "text": "kept"}]
     (folder / "evidence" / "answers.partial.jsonl").write_text(
