@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from edgevlm_deploy.recipe import Gate, Recipe
 from edgevlm_deploy.target import Target
 from edgevlm_deploy.verdict import Verdict
 
-DEPLOYABLE = "All gates passed on the machine named in the evidence."
 NOT_DEPLOYABLE = "Not deployable: sealed on request although not all gates passed."
 
 
@@ -77,12 +76,18 @@ def validate(
     sealed = judged.verdict.deployable or allow_failing
     if sealed:
         outcome = "passed" if judged.verdict.deployable else judged.verdict.outcome.value
-        statement = DEPLOYABLE if judged.verdict.deployable else NOT_DEPLOYABLE
+        statement = _passed(judged.evidence) if judged.verdict.deployable else NOT_DEPLOYABLE
         bundle.seal(path, directory, outcome, judged.verdict.deployable, statement)
         opened = bundle.open_bundle(path)
     report = path.with_suffix(".html")
     write_report(opened, directory, report)
     return Validation(path, judged.verdict, judged.metrics, judged.evidence, directory, report, sealed)
+
+
+def _passed(evidence: Mapping[str, Any]) -> str:
+    """What the seal says: on which machine, with which runtime."""
+    machine, runtime = evidence["machine"], evidence["runtime"]
+    return f"All gates passed on {machine['cpu']} ({machine['platform']}) with {runtime['name']}."
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ def why(verdict: Verdict) -> str:
 
 def remarks(evidence: Mapping[str, Any]) -> list[str]:
     """What to bear in mind about the machine behind the evidence, a sentence each."""
-    return [sentence for sentence in (emulation(evidence), throttling(evidence)) if sentence]
+    found = (emulation(evidence), other_machine(evidence), throttling(evidence))
+    return [sentence for sentence in found if sentence]
 
 
 def emulation(evidence: Mapping[str, Any]) -> str:
@@ -42,7 +43,18 @@ def emulation(evidence: Mapping[str, Any]) -> str:
         return ""
     return (
         "Emulated: ONNX Runtime computed TensorRT's graphs on this machine's CPU. Answers are close to the "
-        "device's, times and memory are not, so nothing is sealed; validate it on the device."
+        "device's, times and memory are not, so it cannot pass here; validate it on the device."
+    )
+
+
+def other_machine(evidence: Mapping[str, Any]) -> str:
+    """A sentence when a phone's bundle ran on another kind of processor, else ""."""
+    platform = str(evidence["machine"].get("platform", ""))
+    if evidence["runtime"]["name"] != "litert" or "aarch64" in platform or not platform:
+        return ""
+    return (
+        "It ran on this machine's processor, not on a phone's: the same graphs and the same runtime, but "
+        "latency and memory are of this machine."
     )
 
 
