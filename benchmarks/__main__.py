@@ -6,12 +6,12 @@ import argparse
 import dataclasses
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import conditions, page
+from benchmarks.process import run, say
 from benchmarks.rounds import REPOSITORY, Engine, Failed, compete
 from benchmarks.workload import OUTPUTS
 
@@ -61,22 +61,11 @@ def compile_all(config: Path | None, threads: int, reuse: bool) -> dict[str, dic
         for old in BUILD.glob("*.gguf"):
             old.unlink()
         program = "import sys; from benchmarks.shape import main; main(*sys.argv[1:])"
-        _run("-c", program, str(BUILD), *([str(config)] if config else []))
+        run("-c", program, str(BUILD), *([str(config)] if config else []))
         for recipe in RECIPES:
             say(f"compiling recipe {recipe} on {threads} thread(s)")
-            _run("-m", "benchmarks.compilation", str(BUILD), recipe, str(threads))
+            run("-m", "benchmarks.compilation", str(BUILD), recipe, str(threads))
     return {recipe: json.loads((BUILD / recipe / "compiled.json").read_text()) for recipe in RECIPES}
-
-
-def _run(*command: str) -> None:
-    """What torch's exporter prints is of no interest unless it fails."""
-    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{shlex.join(command)} failed:\n{done.stderr[-4000:]}")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

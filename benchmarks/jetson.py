@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import compilation, conditions, page
+from benchmarks.process import run, say
 from benchmarks.rounds import REPOSITORY
 from edgevlm_deploy import resources, roofline
 from edgevlm_deploy.target import Backend, Target
@@ -62,7 +60,7 @@ def _demo_row(target: Target, reuse: bool) -> tuple[str, ...]:
         say(f"demo for {target.name}")
         order = ["compile", "demo", "--target", target.name, "--out", str(bundle.parent), "--json"]
         # 0, 3 and 4 are verdicts; without a board 4 is the best there is.
-        _run((0, 3, 4), "-m", "edgevlm_deploy.cli", *order)
+        run("-m", "edgevlm_deploy.cli", *order, accepted=(0, 3, 4))
     evidence = bundle.with_suffix(".evidence")
     verdict = json.loads((evidence / "verdict.json").read_text())
     estimates = json.loads((evidence / "metrics.json").read_text())["estimates"]
@@ -107,7 +105,7 @@ def shape(wanted: list[Target], reuse: bool) -> page.Table:
     BUILD.mkdir(parents=True, exist_ok=True)
     if not (reuse and (BUILD / compilation.CHECKPOINT).is_dir()):
         say("writing a checkpoint of random weights")
-        _run((0,), "-c", "import sys; from benchmarks.shape import main; main(*sys.argv[1:])", str(BUILD))
+        run("-c", "import sys; from benchmarks.shape import main; main(*sys.argv[1:])", str(BUILD))
     rows = [_shape_row(target, reuse) for target in wanted]
     return page.Table("SmolVLM-256M's shape", columns, tuple(rows))
 
@@ -116,7 +114,7 @@ def _shape_row(target: Target, reuse: bool) -> tuple[str, ...]:
     written = BUILD / compilation.folder(target.recipe, target.name) / "compiled.json"
     if not (reuse and written.is_file()):
         say(f"SmolVLM-256M for {target.name}")
-        _run((0,), "-m", "benchmarks.compilation", str(BUILD), target.recipe, "2", target.name)
+        run("-m", "benchmarks.compilation", str(BUILD), target.recipe, "2", target.name)
     made = json.loads(written.read_text())
     checked = made["verification"]
     assert target.memory_bandwidth_gb_s is not None
@@ -133,16 +131,6 @@ def _shape_row(target: Target, reuse: bool) -> tuple[str, ...]:
         f"{made['weight_bytes_per_token'] / MEGABYTE:.0f}",
         f"{1000 / token_ms:,.0f}",
     )
-
-
-def _run(accepted: tuple[int, ...], *command: str) -> None:
-    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode not in accepted:
-        sys.exit(f"{shlex.join(command)} failed:\n{done.stderr[-4000:]}")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

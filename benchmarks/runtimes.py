@@ -12,12 +12,12 @@ import json
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import compilation, conditions, page, summary
+from benchmarks.process import run, say
 from benchmarks.rounds import REPOSITORY, Engine, Heat, compete
 from benchmarks.workload import OUTPUTS
 
@@ -68,13 +68,13 @@ def demo(recipes: list[str], threads: int, reuse: bool) -> list[Answered]:
                 say(f"demo: compiling {recipe} for {title}")
                 before = set(out.glob("stages/quantized-*"))
                 order = ["compile", "demo", "--target", str(target), "--recipe", str(written)]
-                _run("-m", "edgevlm_deploy.cli", *order, "--no-evidence", "--out", str(out))
+                run("-m", "edgevlm_deploy.cli", *order, "--no-evidence", "--out", str(out))
                 made = set(out.glob("stages/quantized-*")) - before
                 table.write_text("".join(one.name for one in made))  # LiteRT may take ONNX Runtime's
             evidence = bundle.with_suffix(".evidence")
             if not (reuse and _is_answered(bundle, evidence)):
                 say(f"demo: {title} answers, {recipe}")
-                _run("-m", "edgevlm_runner", str(bundle), "--out", str(evidence))
+                run("-m", "edgevlm_runner", str(bundle), "--out", str(evidence))
             found.append(_judged(recipe, title, bundle, evidence))
             if backend == "onnxruntime":
                 torch = out / f"torch-{recipe}.evidence"
@@ -82,7 +82,7 @@ def demo(recipes: list[str], threads: int, reuse: bool) -> list[Answered]:
                     say(f"demo: PyTorch answers, {recipe}")
                     quantized = out / "stages" / table.read_text()
                     order = [str(bundle), str(quantized), str(torch), str(threads)]
-                    _run("-m", "benchmarks.torch_evidence", *order)
+                    run("-m", "benchmarks.torch_evidence", *order)
                 answered = _judged(recipe, "PyTorch", bundle, torch)
                 found.append(dataclasses.replace(answered, bytes=None))
     return found
@@ -183,14 +183,14 @@ def shape(recipes: list[str], threads: int, repetitions: int, reuse: bool) -> tu
     if not reuse:
         say("shape: writing a checkpoint of random weights")
         program = "import sys; from benchmarks.shape import main; main(sys.argv[1])"
-        _run("-c", program, str(directory))
+        run("-c", program, str(directory))
     compiled, lines = {}, []
     for recipe in recipes:
         for backend, title in BACKENDS.items():
             variant = compilation.folder(recipe, backend)
             if not (reuse and (directory / variant / "compiled.json").is_file()):
                 say(f"shape: compiling {recipe} for {title}")
-                _run("-m", "benchmarks.compilation", str(directory), recipe, str(threads), backend)
+                run("-m", "benchmarks.compilation", str(directory), recipe, str(threads), backend)
             compiled[variant] = json.loads((directory / variant / "compiled.json").read_text())
             lines.append(Engine("edgevlm", variant, f"{title}, {recipe}", RECIPES[recipe], sys.executable))
     torch = [Engine("pytorch", kind, "PyTorch", kind, sys.executable) for kind in ("float32", "bfloat16")]
@@ -225,16 +225,6 @@ def shape_tables(heat: Heat, compiled: dict[str, Any]) -> list[page.Table]:
     )
     rows = list(summary.rows(heat, BUILD / "shape"))
     return [page.Table("SmolVLM-256M's shape: compilation", columns, made), page.engines(heat, rows)]
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{shlex.join(command)} failed:\n{done.stderr[-4000:]}")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

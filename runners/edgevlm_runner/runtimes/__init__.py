@@ -9,7 +9,7 @@ import numpy as np
 
 from edgevlm_runner.bundle import default_cache
 from edgevlm_runner.contract import ModelSpec
-from edgevlm_runner.errors import BundleError
+from edgevlm_runner.errors import BundleError, ExecutionError
 
 
 class Runtime(Protocol):
@@ -90,3 +90,11 @@ def load(
         )
     runtime.start(spec.max_context)
     return runtime
+
+
+def graph_path(root: Path, spec: ModelSpec, component: str) -> Path:
+    """Raises ExecutionError when the manifest names no such graph, or it is not there."""
+    name = spec.graphs.get(component)
+    if name is None or not (root / name).is_file():
+        raise ExecutionError(f"{root}: the graph of the {component} ({name}) is missing.")
+    return root / name

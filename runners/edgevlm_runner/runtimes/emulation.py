@@ -17,12 +17,17 @@ import numpy as np
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import ExecutionError
-from edgevlm_runner.runtimes import decoder_window
-from edgevlm_runner.runtimes.onnxruntime import graph_path, import_onnxruntime
+from edgevlm_runner.runtimes import decoder_window, graph_path
+from edgevlm_runner.runtimes.onnxruntime import import_onnxruntime, open_session
 
 Self = TypeVar("Self", bound="EmulatedTensorRt")
 
 COMPONENTS = ("vision_encoder", "embedding", "decoder")
+_SETTINGS = {
+    # int4 products stay products of the dequantised weights, as TensorRT computes them.
+    "session.qdq_matmulnbits_accuracy_level": "1",
+    "session.x64quantprecision": "1",
+}
 _NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -48,7 +53,7 @@ class EmulatedTensorRt:
         self._sessions: Dict[str, Any] = {}
         self._types: Dict[str, Dict[str, Any]] = {}
         for component in COMPONENTS:
-            session = self._load(graph_path(root, spec, component), threads, optimize)
+            session = open_session(self._ort, graph_path(root, spec, component), threads, optimize, _SETTINGS)
             self._sessions[component] = session
             self._types[component] = {one.name: _NUMPY_TYPES.get(one.type) for one in session.get_inputs()}
         self._in_place = "write_index" in self._types["decoder"]
@@ -147,23 +152,6 @@ class EmulatedTensorRt:
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             raise ExecutionError(f"ONNX Runtime failed in the {component} on {shapes}: {error}") from error
-
-    def _load(self, path: Path, threads: int, optimize: bool) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # int4 products stay products of the dequantised weights, as TensorRT computes them.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        if not optimize:
-            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise ExecutionError(
-                f"{path}: ONNX Runtime {self._ort.__version__} refuses this graph: {error}"
-            ) from error
 
     def _check_decoder(self) -> None:
         shapes = {one.name: one.shape for one in self._sessions["decoder"].get_inputs()}

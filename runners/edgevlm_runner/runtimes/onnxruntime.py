@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Mapping, Tuple, Union
 
 import numpy as np
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import ExecutionError, RuntimeUnavailable
+from edgevlm_runner.runtimes import graph_path
 
 COMPONENTS = ("vision_encoder", "embedding", "decoder")
 
@@ -30,9 +31,10 @@ class OnnxRuntime:
         self._spec = spec
         self._ort = import_onnxruntime()
         paths = {component: graph_path(root, spec, component) for component in COMPONENTS}
-        self._vision = self._load(paths["vision_encoder"], threads, optimize)
-        self._embedding = self._load(paths["embedding"], 1, optimize)
-        self._decoder = self._load(paths["decoder"], threads, optimize)
+        exact = {} if _multiplies_bytes_exactly() else {"session.x64quantprecision": "1"}
+        self._vision = open_session(self._ort, paths["vision_encoder"], threads, optimize, exact)
+        self._embedding = open_session(self._ort, paths["embedding"], 1, optimize, exact)
+        self._decoder = open_session(self._ort, paths["decoder"], threads, optimize, exact)
         self._cache: List[Any] = []
         self._tokens = 0
         self._max_context = 0
@@ -111,24 +113,6 @@ class OnnxRuntime:
     def __exit__(self, *error: Any) -> None:
         self.close()
 
-    def _load(self, path: Path, threads: int, optimize: bool) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Idle threads of one session must not take the cores that the next session computes on.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if not _multiplies_bytes_exactly():
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        if not optimize:
-            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise ExecutionError(
-                f"{path}: ONNX Runtime {self._ort.__version__} refuses this graph: {error}"
-            ) from error
-
     def _run(self, session: Any, inputs: Dict[str, np.ndarray]) -> np.ndarray:
         try:
             output: np.ndarray = session.run(None, inputs)[0]
@@ -178,6 +162,27 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def open_session(ort: Any, path: Path, threads: int, optimize: bool, settings: Mapping[str, str]) -> Any:
+    """The graph at `path` on the CPU; `settings` are ONNX Runtime's session options by their keys.
+
+    Raises ExecutionError when it refuses the graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle threads of one session must not take the cores that the next session computes on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen unrelated classes
+        raise ExecutionError(f"{path}: ONNX Runtime {ort.__version__} refuses this graph: {error}") from error
+
+
 def _multiplies_bytes_exactly() -> bool:
     """Whether products of uint8 and int8 cannot saturate: ARM, or x86 with VNNI.
 
@@ -190,10 +195,3 @@ def _multiplies_bytes_exactly() -> bool:
     except OSError:
         return False
     return "avx512_vnni" in flags or "avx_vnni" in flags
-
-
-def graph_path(root: Path, spec: ModelSpec, component: str) -> Path:
-    name = spec.graphs.get(component)
-    if name is None or not (root / name).is_file():
-        raise ExecutionError(f"{root}: the graph of the {component} ({name}) is missing.")
-    return root / name

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import ExecutionError
-from edgevlm_runner.runtimes import decoder_window
+from edgevlm_runner.runtimes import decoder_window, graph_path
 from edgevlm_runner.runtimes import profiles as optimisation
 from edgevlm_runner.runtimes.cuda import Cuda
 from edgevlm_runner.runtimes.tensorrt_build import import_tensorrt, release_of
@@ -50,7 +50,7 @@ class TensorRt:
     def __init__(self, root: Path, spec: ModelSpec, cache: Path) -> None:
         """Build the engines of the graphs that `spec.graphs` names below `root`, or find them in `cache`."""
         self._trt = import_tensorrt()
-        graphs = {component: _graph_path(root, spec, component) for component in COMPONENTS}
+        graphs = {component: graph_path(root, spec, component) for component in COMPONENTS}
         for component in COMPONENTS:
             optimisation.check(component, spec.profiles.get(component, ()))
         self._spec = spec
@@ -171,13 +171,6 @@ class TensorRt:
 
     def __exit__(self, *error: Any) -> None:
         self.close()
-
-
-def _graph_path(root: Path, spec: ModelSpec, component: str) -> Path:
-    name = spec.graphs.get(component)
-    if name is None or not (root / name).is_file():
-        raise ExecutionError(f"{root}: the graph of the {component} ({name}) is missing.")
-    return root / name
 
 
 def _resident_bytes() -> int:
