@@ -49,10 +49,12 @@ __all__ = [
     "Bundle",
     "Parts",
     "Provenance",
+    "evidence_of",
     "open_bundle",
     "open_sealed",
     "pack",
     "picture_name",
+    "recipe",
     "revise",
     "seal",
     "unpack",
@@ -101,6 +103,26 @@ class Parts:
     target: Target
     quantization: Mapping[str, Any]
     provenance: Provenance
+
+
+def recipe(bundle: Bundle) -> Recipe:
+    """The recipe that the bundle was compiled with. Raises BundleError when it is of another version."""
+    path = bundle.path("recipe.json")
+    try:
+        return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: not a recipe of this edgevlm ({error}). Compile it again.") from error
+
+
+def evidence_of(bundle: Bundle, path: Path) -> Path:
+    """The folder with the evidence of the bundle that was opened from `path`: sealed in it, or beside it.
+
+    Raises BundleError when there is none.
+    """
+    directory = bundle.root / "evidence" if bundle.seal else path.with_suffix(".evidence")
+    if not directory.is_dir():
+        raise BundleError(f"{path} has no evidence yet. Run `edgevlm validate {path}` first.")
+    return directory
 
 
 def picture_name(image: Path, image_id: str) -> str:

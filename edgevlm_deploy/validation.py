@@ -20,7 +20,7 @@ from edgevlm_deploy.device import Device
 from edgevlm_deploy.errors import BundleError
 from edgevlm_deploy.metrics import Estimate, Metrics
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.recipe import Gate, Recipe
+from edgevlm_deploy.recipe import Gate
 from edgevlm_deploy.target import Target
 from edgevlm_deploy.verdict import Verdict
 
@@ -104,7 +104,7 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
     Raises BundleError when the evidence is not this bundle's.
     """
     evidence = read_evidence(directory, opened.digest)
-    recipe = _read(Recipe, opened.path("recipe.json"))
+    recipe = bundle.recipe(opened)
     answers = read_jsonl(directory / "answers.jsonl", Answer)
     reference = read_jsonl(opened.path("reference.jsonl"), Answer)
     measured = metrics.compute(opened.items, reference, answers, recipe.evaluation)
@@ -131,9 +131,7 @@ def _measured(opened: Bundle, evidence: dict[str, Any], answers: Sequence[Answer
 def report_of(path: Path, out: Path | None) -> Path:
     """Write the report of a bundle that was validated before, from its seal or from beside it."""
     opened = bundle.open_bundle(path)
-    directory = opened.root / "evidence" if opened.seal else path.with_suffix(".evidence")
-    if not directory.is_dir():
-        raise BundleError(f"{path} has no evidence yet. Run `edgevlm validate {path}` first.")
+    directory = bundle.evidence_of(opened, path)
     report = out or path.with_suffix(".html")
     write_report(opened, directory, report)
     return report

@@ -43,10 +43,10 @@ def compute(
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")
     clean, corrupted = Subset("clean", pairs.clean), Subset("corrupted", ~pairs.clean)
-    conditions = _partition(pairs, "condition", corrupted, lambda item: item.condition)
-    corruptions = _partition(pairs, "corruption", corrupted, lambda item: (item.corruption or ("", 0))[0])
-    groups = _partition(pairs, "group", clean, lambda item: item.group)
-    columns = _columns(pairs)
+    conditions = partition(pairs, "condition", corrupted, lambda item: item.condition)
+    corruptions = partition(pairs, "corruption", corrupted, lambda item: (item.corruption or ("", 0))[0])
+    groups = partition(pairs, "group", clean, lambda item: item.group)
+    columns = per_item(pairs)
     subsets = [clean, corrupted, *conditions.values(), *corruptions.values(), *groups.values()]
     totals = bootstrap(
         {
@@ -73,7 +73,7 @@ def compute(
         | _mean_corruption_errors(table, clean, corrupted, conditions, list(corruptions)),
         mcnemar_p=mcnemar(changes.count(Flip.NEGATIVE), changes.count(Flip.POSITIVE)),
         groups=tuple(
-            GroupRow(group=name, comparison=_compare(table, subset)) for name, subset in groups.items()
+            GroupRow(group=name, comparison=compare(table, subset)) for name, subset in groups.items()
         ),
         conditions=tuple(_condition_row(table, name, subset) for name, subset in conditions.items()),
         corruptions=tuple(
@@ -106,7 +106,7 @@ def noise_floor(
     return table.rate(Subset("all", np.ones(len(items), dtype=np.bool_)), "diverged")
 
 
-def _partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) -> dict[str, Subset]:
+def partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) -> dict[str, Subset]:
     """Subsets of `of` by key, in the order in which keys first occur."""
     keys = [key(item) if inside else None for item, inside in zip(pairs.items, of.mask, strict=True)]
     return {
@@ -116,7 +116,7 @@ def _partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) 
     }
 
 
-def _columns(pairs: Pairs) -> dict[str, Floats]:
+def per_item(pairs: Pairs) -> dict[str, Floats]:
     """Per-item numbers whose totals make up every metric."""
     reference_drop = pairs.reference_clean_accuracy - pairs.reference_accuracy
     artifact_drop = pairs.artifact_clean_accuracy - pairs.artifact_accuracy
@@ -146,7 +146,7 @@ def _ece(subset: Subset, whose: str) -> Statistic:
     return lambda totals: ratio(sum(abs(totals[name]) for name in bins), totals[f"{subset.name} n"])
 
 
-def _compare(table: Table, subset: Subset) -> Comparison:
+def compare(table: Table, subset: Subset) -> Comparison:
     return Comparison(
         n=table.size(subset)[0],
         reference_accuracy=table.rate(subset, "reference_accuracy"),
@@ -160,7 +160,7 @@ def _compare(table: Table, subset: Subset) -> Comparison:
 
 def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
     pairs, mask = table.pairs, clean.mask
-    compared = _compare(table, clean)
+    compared = compare(table, clean)
     ece, reference_ece = _ece(clean, "artifact"), _ece(clean, "reference")
     n, clusters = table.size(clean)
 
@@ -308,7 +308,7 @@ def _condition_row(table: Table, condition: str, subset: Subset) -> ConditionRow
         condition=condition,
         corruption=corruption,
         severity=int(severity),
-        comparison=_compare(table, subset),
+        comparison=compare(table, subset),
         robustness_gap=table.difference(subset, "robustness_gap"),
     )
 
@@ -319,7 +319,7 @@ def _corruption_row(
     observed = table.totals.observed
     return CorruptionRow(
         corruption=corruption,
-        comparison=_compare(table, subset),
+        comparison=compare(table, subset),
         robustness_gap=table.difference(subset, "robustness_gap"),
         corruption_error=_corruption_error(corruption, conditions)(observed),
         relative_corruption_error=_relative_corruption_error(corruption, conditions, clean)(observed),

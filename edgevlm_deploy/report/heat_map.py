@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgevlm_deploy.metrics.tables import Comparison, Metrics
+from edgevlm_deploy.report.names import REPORT, Names
 from edgevlm_deploy.report.quantity import Unit, estimated, quantity
 
 LEVELS = 10
@@ -35,14 +36,11 @@ class HeatRow:
 class HeatMap:
     severities: tuple[int, ...]
     rows: tuple[HeatRow, ...]
-    views: tuple[tuple[str, str], ...] = (
-        ("accuracy", "accuracy"),
-        ("drop", "drop against the reference"),
-        ("flips", "right → wrong"),
-    )
+    views: tuple[tuple[str, str], ...]
+    """(view, title)."""
 
 
-def build(metrics: Metrics) -> HeatMap | None:
+def build(metrics: Metrics, names: Names = REPORT) -> HeatMap | None:
     """None without corrupted items."""
     if not metrics.corruptions:
         return None
@@ -57,12 +55,13 @@ def build(metrics: Metrics) -> HeatMap | None:
     rows = []
     for row in metrics.corruptions:
         compared = [at.get((row.corruption, severity)) for severity in severities] + [row.comparison]
-        cells = {view: tuple(_cell(one, view, full[view]) for one in compared) for view in full}
+        cells = {view: tuple(_cell(one, view, full[view], names) for one in compared) for view in full}
         rows.append(HeatRow(row.corruption, cells, row.corruption_error))
-    return HeatMap(severities, tuple(rows))
+    views = (("accuracy", "accuracy"), ("drop", f"drop against {names.before}"), ("flips", "right → wrong"))
+    return HeatMap(severities, tuple(rows), views)
 
 
-def _cell(compared: Comparison | None, view: str, full: float) -> Cell | None:
+def _cell(compared: Comparison | None, view: str, full: float, names: Names) -> Cell | None:
     if compared is None:
         return None
     estimate, unit = {
@@ -76,9 +75,9 @@ def _cell(compared: Comparison | None, view: str, full: float) -> Cell | None:
     return Cell(
         text=text,
         level=level(estimate.value, full),
-        detail=f"{estimated(estimate, unit)}, {compared.n} items; reference "
+        detail=f"{estimated(estimate, unit)}, {compared.n} items; {names.before_short} "
         f"{quantity(compared.reference_accuracy.value, Unit.SHARE)}, "
-        f"artifact {quantity(compared.artifact_accuracy.value, Unit.SHARE)}",
+        f"{names.now_short} {quantity(compared.artifact_accuracy.value, Unit.SHARE)}",
         sure=view != "drop" or (low is not None and low > 0.0) or (high is not None and high < 0.0),
     )
 

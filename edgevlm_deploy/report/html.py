@@ -20,6 +20,7 @@ from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.report import charts, gallery, heat_map, inventory, outcome
+from edgevlm_deploy.report.names import REPORT
 from edgevlm_deploy.report.quantity import TITLES, UNITS, Unit, estimated, interval, limit, measured, quantity
 from edgevlm_deploy.verdict import Verdict
 
@@ -74,14 +75,14 @@ def render(
             "validate this bundle first."
         )
     reference = read_jsonl(bundle.path("reference.jsonl"), Answer)
-    style, script = _inline("style.css"), _inline("page.js")
+    style, script = inline("style.css"), inline("page.js")
     page = (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             style=style,
             script=script,
-            policy=_policy(style, script),
+            policy=content_policy(style, script),
             bundle=bundle,
             manifest=bundle.manifest,
             evidence=evidence,
@@ -94,6 +95,7 @@ def render(
             changes=[row for row in CHANGES if metrics.estimates[row[1]].value is not None],
             noise_floor=Estimate.model_validate(bundle.manifest["reference"]["noise_floor"]),
             heat=heat_map.build(metrics),
+            names=REPORT,
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
             reliability=_reliability(metrics),
             durations=_durations(evidence, verdict),
@@ -119,7 +121,7 @@ def _board(evidence: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Escapes everything; a name that is missing is an error."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -150,12 +152,12 @@ def _environment() -> Environment:
     return environment
 
 
-def _inline(name: str) -> Markup:
+def inline(name: str) -> Markup:
     """Our own file as it is: nothing in it comes from a bundle."""
     return Markup((_HERE / name).read_text(encoding="utf-8"))
 
 
-def _policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str) -> str:
     """Content security policy: nothing is loaded, and only the page's own style and script count."""
     return (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "

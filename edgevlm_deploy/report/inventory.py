@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from edgevlm_runner.bundle import Bundle
-from pydantic import ValidationError
 
-from edgevlm_deploy.errors import BundleError
-from edgevlm_deploy.recipe import Component, Recipe
+from edgevlm_deploy.bundle import recipe
+from edgevlm_deploy.recipe import Component
 
 LONGEST_LIST = 8
 """Lists with more entries are counted instead of shown."""
@@ -49,15 +47,6 @@ def _part(name: str, graphs: Mapping[str, str]) -> str:
     if name in ("items.jsonl", "reference.jsonl"):
         return _ITEMS
     return _FOLDERS.get(name.split("/")[0], _DESCRIPTIONS)
-
-
-def recipe(bundle: Bundle) -> Recipe:
-    """The recipe that the bundle was compiled with. Raises BundleError when it is of another version."""
-    path = bundle.path("recipe.json")
-    try:
-        return Recipe.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
-        raise BundleError(f"{path}: not a recipe of this edgevlm ({error}). Compile it again.") from error
 
 
 def precision(bundle: Bundle) -> dict[str, str]:
