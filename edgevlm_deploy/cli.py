@@ -262,6 +262,28 @@ def report(
     typer.echo(validation.report_of(bundle, html))
 
 
+@app.command(
+    epilog="Example: edgevlm diff reference build/demo-host-cpu.edgevlm --html diff.html. The exit code says "
+    "nothing about the answers: 0 when they could be compared."
+)
+def diff(
+    a: Annotated[str, typer.Argument(help="A validated bundle, or `reference`: the FP16 answers in B.")],
+    b: Annotated[str, typer.Argument(help="A validated bundle with the same items.")],
+    html: Annotated[Path | None, typer.Option(help="Also write a page with pictures there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the answers of bundles A and B item by item: which differ, which way, how sure they are."""
+    from edgevlm_deploy import comparison
+    from edgevlm_deploy.report import terminal
+
+    compared = comparison.compare(*comparison.open_sides(a, b))
+    if html is not None:
+        from edgevlm_deploy.report import comparison as page
+
+        page.render(compared, html)
+    _print(compared.to_json(), as_json, terminal.comparison_table(compared))
+
+
 @app.command(epilog="Example: edgevlm lint decoder.onnx --target orin --profile tokens=1:1:512")
 def lint(
     graph: Annotated[Path, typer.Argument(help="An ONNX file; weights in other files stay beside it.")],

@@ -253,9 +253,7 @@ def _subsets(pairs: Pairs) -> Iterator[tuple[Part, str, Subset]]:
         yield Part.GROUP, name, subset
     if not pairs.clean.all():
         yield Part.CORRUPTED, "", corrupted
-    by_corruption = partition(
-        pairs, "corruption", corrupted, lambda item: (item.corruption or ("", 0))[0]
-    )
+    by_corruption = partition(pairs, "corruption", corrupted, lambda item: (item.corruption or ("", 0))[0])
     for name, subset in by_corruption.items():
         yield Part.CORRUPTION, name, subset
 

@@ -1,10 +1,11 @@
-"""The verdict in words."""
+"""Verdicts and comparisons in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from edgevlm_deploy.comparison import Compared, Differences, Part
 from edgevlm_deploy.report.quantity import TITLES
 from edgevlm_deploy.verdict import Outcome, Verdict
 
@@ -67,3 +68,34 @@ def throttling(evidence: Mapping[str, Any]) -> str:
         f"The machine throttled while it was measured ({', '.join(board['throttled_by'])}): "
         "its latency will not repeat. Cool it, check its power supply and mode, and validate again."
     )
+
+
+def changes(found: Differences) -> str:
+    """How many answers differ and which way, in one sentence."""
+    rows = found.of(Part.CLEAN, Part.CORRUPTED)
+    if not found.changed:
+        return f"B gives A's answer to each of {found.items:,} items."
+    counts = (
+        (sum(row.negative for row in rows), "right → wrong"),
+        (sum(row.positive for row in rows), "wrong → right"),
+        (sum(row.still_wrong for row in rows), "wrong in another way"),
+        (sum(row.still_right for row in rows), "right in other words"),
+    )
+    ways = ", ".join(f"{count:,} {way}" for count, way in counts if count)
+    return f"B answers {len(found.changed):,} of {found.items:,} items differently from A: {ways}."
+
+
+def comparability(compared: Compared) -> list[str]:
+    """What was left out, and whose answers are not a device's; a sentence each."""
+    only_a, only_b = compared.left_out
+    found = []
+    if only_a or only_b:
+        found.append(f"Left out: {only_a:,} items that only A has and {only_b:,} that only B has.")
+    if not compared.same_seed:
+        found.append(
+            "A and B corrupted their pictures from different seeds, so no corrupted item is compared."
+        )
+    for name, side in (("A", compared.a), ("B", compared.b)):
+        if side.evidence is not None and (sentence := emulation(side.evidence)):
+            found.append(f"{name}: {sentence}")
+    return found

@@ -1,4 +1,4 @@
-"""Verdict and bundle as plain text, in colour only on a terminal."""
+"""Verdict, bundle and comparison as plain text, in colour only on a terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevlm_runner.bundle import Bundle
 
+from edgevlm_deploy.comparison import Compared, Differences, Part
+from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.report import inventory
-from edgevlm_deploy.report.outcome import headline, remarks, why
-from edgevlm_deploy.report.quantity import Unit, limit, measured, quantity
+from edgevlm_deploy.report.gallery import DIRECTIONS
+from edgevlm_deploy.report.outcome import changes, comparability, headline, remarks, why
+from edgevlm_deploy.report.quantity import Unit, estimated, limit, measured, quantity
 from edgevlm_deploy.verdict import GateResult, Outcome, Verdict
 
 if TYPE_CHECKING:  # it reads ONNX, which a device does not have
@@ -28,6 +31,9 @@ _STYLES = {
     Outcome.INCONCLUSIVE: "yellow",
     Outcome.SKIPPED: "yellow",
 }
+MOST_CHANGED = 10
+"""Changed answers in the table of a comparison."""
+_FLIP_STYLES = {Flip.NEGATIVE: "red", Flip.POSITIVE: "green", Flip.NEUTRAL: "yellow"}
 
 
 class Validation(Protocol):
@@ -103,6 +109,61 @@ def lint_table(report: Report) -> str:
     )
     parts = [table, Text("")] if report.findings else []
     return _rendered(*parts, Text(sentence, "bold red" if report.errors else "green"))
+
+
+def comparison_table(compared: Compared) -> str:
+    """One row a part of the items, the first changed answers, and what happened in one sentence."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = compared.differences
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("items", no_wrap=True)
+    for column in ("n", "right→wrong", "wrong→right", "other wrong"):
+        table.add_column(column, justify="right")
+    for column in ("accuracy drop", "p", "confidence change"):
+        table.add_column(column)
+    for row in found.rows:
+        whole = row.part in (Part.CLEAN, Part.CORRUPTED)
+        table.add_row(
+            Text(row.part.value if whole else f"  {row.name or 'not named'}", "bold" if whole else ""),
+            *(f"{count:,}" for count in (row.comparison.n, row.negative, row.positive, row.still_wrong)),
+            estimated(row.comparison.accuracy_drop, Unit.POINTS),
+            f"{row.mcnemar_p:.2g}",
+            estimated(row.confidence_change, Unit.POINTS),
+        )
+    sides = _columns({"A": compared.a.name, "B": compared.b.name}, {})
+    remarks = [Text(one, "yellow") for one in comparability(compared)]
+    sentence = Text(changes(found), "bold")
+    return _rendered(sides, Text(""), table, Text(""), *_changed_items(found), sentence, *remarks)
+
+
+def _changed_items(found: Differences) -> list[Any]:
+    """The first changed answers, right → wrong before the others."""
+    from rich.table import Table
+    from rich.text import Text
+
+    order = list(DIRECTIONS)
+    items = sorted(
+        ((order.index(one.flip), one) for one in found.changed if one.flip), key=lambda row: row[0]
+    )
+    if not items:
+        return []
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in ("changed", "condition", "question", "accepted", "A", "B"):
+        table.add_column(column, overflow="fold")
+    for place, one in items[:MOST_CHANGED]:
+        table.add_row(
+            Text(DIRECTIONS[order[place]], _FLIP_STYLES[order[place]]),
+            Text(one.condition),
+            Text(one.question),
+            Text(" / ".join(dict.fromkeys(one.accepted))),
+            Text(f"{one.a or '(nothing)'} ({one.a_confidence:.2f})"),
+            Text(f"{one.b or '(nothing)'} ({one.b_confidence:.2f})"),
+        )
+    more = len(items) - MOST_CHANGED
+    rest = [Text(f"… and {more:,} more; --json and --html have them.", "dim")] if more > 0 else []
+    return [table, *rest, Text("")]
 
 
 def _count(number: int, noun: str) -> str:
