@@ -20,6 +20,7 @@ COMMANDS = (
     "schema",
     "inspect",
     "report",
+    "diff",
     "lint",
 )
 
@@ -71,6 +72,7 @@ def test_tables_for_people_and_json_for_machines() -> None:
         (("compile", "nowhere/model", "--target", "host-cpu", "--offline"), 13, "nowhere/model"),
         (("compile", "demo", "--target", "host-cpu", "--data", "nowhere.jsonl"), 11, "nowhere.jsonl"),
         (("validate", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
+        (("diff", "reference", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("compile", "demo"), 2, "--target"),
         (("lint", "nowhere.onnx", "--target", "orin"), 11, "nowhere.onnx"),
         (("lint", "nowhere.onnx", "--target", "host-cpu"), 12, "host-cpu has no TensorRT"),

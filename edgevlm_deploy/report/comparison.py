@@ -13,8 +13,9 @@ from edgevlm_deploy.report.names import Names
 from edgevlm_deploy.report.quantity import Unit, quantity
 
 NAMES = Names("A", "B", "A", "B")
-MOST_MOVED = 50
+MOST_MOVED = 20
 """Items whose answer stayed, on the page; `--json` has them all."""
+_SOURCE = ("name", "family", "digest")
 
 
 def render(compared: Compared, out: Path) -> None:
@@ -59,7 +60,7 @@ def _facts(side: Side) -> dict[str, str]:
     facts = {
         "answers": side.name,
         "in bundle": f"{manifest['name']} · {bundle.digest}",
-        "source": str(manifest["source"].get("id", "")),
+        "source": " · ".join(str(manifest["source"][key]) for key in _SOURCE if key in manifest["source"]),
     }
     if evidence is None:
         return facts

@@ -95,6 +95,8 @@ def comparability(compared: Compared) -> list[str]:
         found.append(
             "A and B corrupted their pictures from different seeds, so no corrupted item is compared."
         )
+    if compared.a.bundle.manifest["source"] != compared.b.bundle.manifest["source"]:
+        found.append("A and B were compiled from different checkpoints.")
     for name, side in (("A", compared.a), ("B", compared.b)):
         if side.evidence is not None and (sentence := emulation(side.evidence)):
             found.append(f"{name}: {sentence}")
