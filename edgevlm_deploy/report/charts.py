@@ -76,8 +76,8 @@ class _Axis:
     def __init__(self, values: Sequence[float], padding: float) -> None:
         low, high = min(values), max(values)
         space = (high - low) * padding or 1.0
-        self.low = low if low == 0.0 else low - space
-        self.high = high if high == 0.0 else high + space
+        self.low = low if low == 0.0 < high else low - space
+        self.high = high if low < high == 0.0 else high + space
 
     def __call__(self, value: float) -> float:
         return round((value - self.low) / (self.high - self.low) * BAR_WIDTH, 1)

@@ -101,3 +101,10 @@ def _gate(
         method="wilson",
         explanation="",
     )
+
+
+def test_intervals_without_any_width_have_a_place() -> None:
+    nothing = Estimate(value=0.0, low=0.0, high=0.0, n=5, clusters=5, method="clustered bootstrap")
+    (bar,) = charts.interval_bars([nothing])
+    assert bar is not None
+    assert bar.low == bar.value == bar.high == bar.zero == charts.BAR_WIDTH / 2

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgevlm_runner.contract import Answer, read_jsonl
 
-from edgevlm_deploy.report import html
+from edgevlm_deploy.comparison import Side, compare
+from edgevlm_deploy.report import comparison, html
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed (extra `dev`)")
 
@@ -41,10 +43,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     chrome.quit()
 
 
-@pytest.fixture(scope="module")
-def address(small_case: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out: Path = tmp_path_factory.mktemp("report") / "report.html"
-    html.render(**vars(small_case), out=out)
+@pytest.fixture(scope="module", params=["report", "comparison"])
+def address(request: pytest.FixtureRequest, small_case: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of one bundle, and the page of `edgevlm diff` about the same answers."""
+    out: Path = tmp_path_factory.mktemp("report") / "page.html"
+    if request.param == "report":
+        html.render(**vars(small_case), out=out)
+    else:
+        reference = tuple(read_jsonl(small_case.bundle.path("reference.jsonl"), Answer))
+        before = Side("FP16 reference", small_case.bundle, reference, None)
+        now = Side("demo-host-cpu", small_case.bundle, small_case.answers, small_case.evidence)
+        comparison.render(compare(before, now), out)
     return out.as_uri()
 
 
@@ -99,7 +108,7 @@ def test_free_text(page: Chrome) -> None:
     search = page.find_element(By.NAME, "text")
     search.send_keys("follows NUMBER")
     (card,) = visible(page)
-    assert 'onerror="document.title=1"' in card.text and page.title.endswith(("eployable", "Inconclusive"))
+    assert 'onerror="document.title=1"' in card.text and page.title.startswith(("demo-host-cpu", "FP16"))
     search.send_keys(" nowhere")
     assert not visible(page)
     assert page.find_element(By.ID, "nothing-left").is_displayed()
