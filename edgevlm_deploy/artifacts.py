@@ -118,8 +118,10 @@ def stage(
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well.
 
-    Raises StorageError when the disk is full or the folder cannot be written.
+    Raises StorageError when the disk is full or the folder does not exist or cannot be written.
     """
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: there is no folder {path.parent}. Make it, or write elsewhere.")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with storage_errors(path):
         try:

@@ -250,6 +250,11 @@ def test_a_library_that_wraps_a_full_disk_is_understood(tmp_path: Path) -> None:
         stage(tmp_path, "s", {}, produce)
 
 
+def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="there is no folder .*nowhere. Make it"):
+        write_text_atomic(tmp_path / "nowhere" / "file", "x")
+
+
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     """Permissions do not stop root, a read-only mount does; so one of the two is tried."""
     folder = tmp_path / "closed"
