@@ -251,7 +251,7 @@ def test_a_library_that_wraps_a_full_disk_is_understood(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="there is no folder .*nowhere. Make it"):
+    with pytest.raises(StorageError, match=r"there is no folder .*nowhere\. Make it"):
         write_text_atomic(tmp_path / "nowhere" / "file", "x")
 
 
