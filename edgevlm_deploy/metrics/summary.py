@@ -10,7 +10,7 @@ from edgevlm_runner.contract import Answer, Item
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import confidence, robustness
+from edgevlm_deploy.metrics import abstention, confidence, robustness
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.estimates import Statistic, Subset, Table, independent, mean, undefined
 from edgevlm_deploy.metrics.pairs import Pairs, pair
@@ -69,6 +69,7 @@ def compute(
         corrupted_items=int((~pairs.clean).sum()),
         images=totals.clusters,
         estimates=_clean_estimates(table, clean)
+        | abstention.estimates(table, clean, evaluation)
         | _corrupted_estimates(table, clean, corrupted, list(conditions.values()))
         | _mean_corruption_errors(table, clean, corrupted, conditions, list(corruptions)),
         mcnemar_p=mcnemar(changes.count(Flip.NEGATIVE), changes.count(Flip.POSITIVE)),
@@ -86,6 +87,7 @@ def compute(
                 ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
             )
         },
+        selective=abstention.tables(pairs),
         flips=_flipped(pairs),
     )
 
@@ -135,13 +137,19 @@ def _columns(pairs: Pairs) -> dict[str, Floats]:
         ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
     ):
         bins = confidence.bin_of(said)
+        # Bins of equal size are of the clean items; a resample keeps the bins that were observed.
+        masses = np.full(len(pairs.items), -1)
+        masses[pairs.clean] = confidence.mass_bin_of(said[pairs.clean])
         for number in range(confidence.BINS):
             columns[f"bin {whose} {number}"] = np.where(bins == number, right - said, 0.0)
+            columns[f"bin {whose} mass {number}"] = np.where(masses == number, right - said, 0.0)
         columns[f"bin {whose} brier"] = np.square(said - right)
+    columns["bin brier_increase"] = columns["bin artifact brier"] - columns["bin reference brier"]
     return columns
 
 
 def _ece(subset: Subset, whose: str) -> Statistic:
+    """`whose`: "artifact" or "reference"; with " mass" after it, over bins of equal size."""
     bins = [f"{subset.name} bin {whose} {number}" for number in range(confidence.BINS)]
     return lambda totals: ratio(sum(abs(totals[name]) for name in bins), totals[f"{subset.name} n"])
 
@@ -162,6 +170,7 @@ def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
     pairs, mask = table.pairs, clean.mask
     compared = _compare(table, clean)
     ece, reference_ece = _ece(clean, "artifact"), _ece(clean, "reference")
+    adaptive, reference_adaptive = _ece(clean, "artifact mass"), _ece(clean, "reference mass")
     n, clusters = table.size(clean)
 
     def point(value: float | None) -> Estimate:
@@ -177,18 +186,14 @@ def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
         "ece": table.calibration(clean, ece, 0.0),
         "reference_ece": table.calibration(clean, reference_ece, 0.0),
         "ece_increase": table.calibration(clean, lambda t: ece(t) - reference_ece(t), -1.0),
-        "adaptive_ece": point(
-            confidence.adaptive_calibration_error(
-                pairs.artifact_confidence[mask], pairs.artifact_accuracy[mask]
-            )
-        ),
-        "reference_adaptive_ece": point(
-            confidence.adaptive_calibration_error(
-                pairs.reference_confidence[mask], pairs.reference_accuracy[mask]
-            )
+        "adaptive_ece": table.calibration(clean, adaptive, 0.0),
+        "reference_adaptive_ece": table.calibration(clean, reference_adaptive, 0.0),
+        "adaptive_ece_increase": table.calibration(
+            clean, lambda t: adaptive(t) - reference_adaptive(t), -1.0
         ),
         "brier": table.statistic(clean, mean(clean, "bin artifact brier"), "no clean items"),
         "reference_brier": table.statistic(clean, mean(clean, "bin reference brier"), "no clean items"),
+        "brier_increase": table.difference(clean, "bin brier_increase"),
         "mean_confidence": point(float(pairs.artifact_confidence[mask].mean())),
         "reference_mean_confidence": point(float(pairs.reference_confidence[mask].mean())),
         "mean_max_prob": point(float(pairs.artifact_max_prob[mask].mean())),
