@@ -113,6 +113,16 @@ def test_every_flip_and_gate_is_on_the_page(small_case: Any, text: str) -> None:
     assert len(text) < 5_000_000
 
 
+def test_what_abstaining_buys_is_drawn_and_told(small_case: Any, text: str, tmp_path: Path) -> None:
+    assert text.count("coverage at 5% risk") == 2
+    for whose in ("reference", "artifact"):
+        assert f'<polyline class="{whose}"' in text.split("Answering only when sure")[1]
+        for one in small_case.metrics.selective[whose].points:
+            assert one.threshold is None or f"{one.threshold:.4f}" in text
+    before = small_case.metrics.model_copy(update={"selective": {}})
+    assert "Answering only when sure" not in rendered(small_case, tmp_path / "old.html", metrics=before)
+
+
 def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) -> None:
     built = _gallery(small_case)
     assert len({one.uri for one in built.thumbnails}) == len(built.thumbnails)
