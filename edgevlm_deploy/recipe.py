@@ -178,6 +178,8 @@ class Evaluation(Frozen):
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
     items_per_condition: Annotated[int, Field(ge=1)] = 50
     """Items per corruption and severity, drawn from the clean ones."""
+    temperature_items: Annotated[int, Field(ge=0)] = 128
+    """At most this many calibration questions are asked too, to fit the temperature of the confidence."""
     seed: int = 0
     confidence_level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     bootstrap_resamples: Annotated[int, Field(ge=100)] = 10_000

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import Answer, Item
+from edgevlm_runner.contract import TEMPERATURE, Answer, Item
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import abstention, confidence, robustness
+from edgevlm_deploy.metrics import abstention, confidence, robustness, temperature
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.estimates import Statistic, Subset, Table, independent, mean, undefined
 from edgevlm_deploy.metrics.pairs import Pairs, pair
@@ -23,6 +23,7 @@ from edgevlm_deploy.metrics.tables import (
     FlippedItem,
     GroupRow,
     Metrics,
+    Scaling,
 )
 from edgevlm_deploy.recipe import Evaluation
 
@@ -39,7 +40,8 @@ def compute(
 
     Raises DataError when there is no clean item or when items and answers do not fit together.
     """
-    pairs = pair(items, reference, artifact)
+    pairs = pair([item for item in items if item.condition != TEMPERATURE], reference, artifact)
+    held_out = pair([item for item in items if item.condition == TEMPERATURE], reference, artifact)
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")
     clean, corrupted = Subset("clean", pairs.clean), Subset("corrupted", ~pairs.clean)
@@ -87,6 +89,7 @@ def compute(
                 ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
             )
         },
+        scaling=_scaling(pairs, held_out),
         selective=abstention.tables(pairs),
         flips=_flipped(pairs),
     )
@@ -329,6 +332,25 @@ def _corruption_row(
         corruption_error=_corruption_error(corruption, conditions)(observed),
         relative_corruption_error=_relative_corruption_error(corruption, conditions, clean)(observed),
     )
+
+
+def _scaling(pairs: Pairs, held_out: Pairs) -> dict[str, Scaling]:
+    """Temperatures fitted on `held_out`, and what they do to the calibration error of the clean items."""
+    found = {}
+    for whose in ("reference", "artifact"):
+        said, right = (getattr(pairs, f"{whose}_{column}") for column in ("confidence", "accuracy"))
+        fitted = temperature.fit(
+            getattr(held_out, f"{whose}_confidence"), getattr(held_out, f"{whose}_accuracy")
+        )
+        if fitted is not None:
+            clean, hits = said[pairs.clean], right[pairs.clean]
+            before = confidence.expected_calibration_error(clean, hits)
+            after = confidence.expected_calibration_error(temperature.scaled(clean, fitted), hits)
+            assert before is not None and after is not None
+            found[whose] = Scaling(
+                temperature=fitted, n=len(held_out.items), ece_before=before, ece_after=after
+            )
+    return found
 
 
 def _flipped(pairs: Pairs) -> tuple[FlippedItem, ...]:

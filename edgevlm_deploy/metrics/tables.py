@@ -61,6 +61,17 @@ class FlippedItem(Frozen):
     """Position of the first token that differs."""
 
 
+class Scaling(Frozen):
+    """Temperature scaling of one model: fitted on items of their own, its effect on the clean items."""
+
+    temperature: float
+    """Divides the log-odds of the confidence; above 1 the model was too sure."""
+    n: int
+    """Items that it was fitted on."""
+    ece_before: float
+    ece_after: float
+
+
 class CoverageAtRisk(Frozen):
     """C@r: the share of items that can be answered at a risk of at most `risk`."""
 
@@ -118,6 +129,8 @@ class Metrics(Frozen):
     corruptions: tuple[CorruptionRow, ...]
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """"reference" and "artifact" → ten bars, on clean items."""
+    scaling: dict[str, Scaling] = {}
+    """"reference" and "artifact"; a model is missing when all or none of its answers there were right."""
     selective: dict[str, Selective] = {}
     """"reference" and "artifact"; empty in files from before there was selective prediction."""
     flips: tuple[FlippedItem, ...]
