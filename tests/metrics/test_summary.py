@@ -103,6 +103,15 @@ def test_identities(seed: int, pictures: int) -> None:
         values["positive_flip_rate"] - values["negative_flip_rate"]
     )
     assert values["accuracy_drop"] == pytest.approx(values["reference_accuracy"] - values["accuracy"])
+    for change, metric in (
+        ("ece_increase", "ece"),
+        ("adaptive_ece_increase", "adaptive_ece"),
+        ("brier_increase", "brier"),
+    ):
+        assert values[change] == pytest.approx(values[metric] - values[f"reference_{metric}"])
+    assert values["coverage_at_risk_5_drop"] == pytest.approx(
+        values["reference_coverage_at_risk_5"] - values["coverage_at_risk_5"]
+    )
     if values["relative_robustness"] is not None:
         assert values["mean_accuracy_drop"] == pytest.approx(
             values["accuracy"] * (1 - values["relative_robustness"])
