@@ -286,6 +286,8 @@ def _graphs(job: Job, items: Items, calibrated: CalibrationSet, quantized: Path)
         "items": [[item.image_id, item.prompt] for item in asked],
         "lengths": job.plan.recipe.generation.static_lengths(job.spec.max_context),
         "packages": _compilers(job.plan),
+        # TensorRT's graphs are made for one release, and linted against one board.
+        "target": job.plan.target if job.plan.target.backend is Backend.TENSORRT else None,
     }
     job.watch.begin("Export")
     tokenizer = load_tokenizer(job.source.tokenizer)

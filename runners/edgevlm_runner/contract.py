@@ -159,6 +159,8 @@ def from_json(cls: Type[T], data: Any, where: str) -> T:
         elif isinstance(value, list):
             value = tuple(value)
         _check_type(str(fields[name].type), value, f"{where}: {cls.__name__}.{name}")
+        if name == "profiles":
+            _check_profiles(value, f"{where}: {cls.__name__}.{name}")
         values[name] = value
     return cls(**values)
 
@@ -186,6 +188,21 @@ def _check_type(annotation: str, value: Any, where: str) -> None:
         return
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         raise BundleError(f"{where}: expected {annotation}, got {value!r}.")
+
+
+def _check_profiles(value: Any, where: str) -> None:
+    shapes = [
+        shape
+        for profiles in (value.values() if isinstance(value, dict) else [None])
+        for profile in (profiles if isinstance(profiles, list) else [None])
+        for three in (profile.values() if isinstance(profile, dict) else [None])
+        for shape in (three if isinstance(three, list) and len(three) == 3 else [None])
+    ]
+    for shape in shapes:
+        if not isinstance(shape, list) or any(type(size) is not int for size in shape):
+            raise BundleError(
+                f"{where}: expected component → list of profiles, each input → three lists of sizes."
+            )
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

@@ -18,8 +18,10 @@ import pytest
 from edgevlm_runner.bundle import open_bundle
 from edgevlm_runner.contract import Answer, read_jsonl
 
-from edgevlm_deploy import pipeline, validation
+from edgevlm_deploy import pipeline, resources, validation
+from edgevlm_deploy.export import graph
 from edgevlm_deploy.progress import Silent
+from edgevlm_deploy.report import terminal
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +69,28 @@ def test_without_tensorrt_the_runner_says_what_to_install(for_orin: Path, tmp_pa
     command = [sys.executable, "-m", "edgevlm_runner", str(for_orin), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 23 and "python3-libnvinfer" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_emulated_evidence_decides_answers_and_seals_nothing(for_orin: Path) -> None:
+    done = validation.validate(for_orin, False, Silent(), emulate=True)
+    outcomes = {gate.metric.value: gate for gate in done.verdict.gates}
+    assert outcomes["divergence_rate"].outcome.value == "pass"
+    assert outcomes["peak_rss_bytes"].outcome.value == "skipped"
+    assert "at the profiles' largest shapes" in outcomes["peak_rss_bytes"].explanation
+    assert done.verdict.exit_code == 4 and not done.sealed and open_bundle(for_orin).seal is None
+    assert "Emulated: ONNX Runtime" in terminal.verdict_table(done)
+    assert "Emulated: ONNX Runtime" in done.report.read_text()
+
+
+def test_another_release_is_another_graph(for_orin: Path, checkpoint: Path) -> None:
+    """Where recipe, shapes and profiles are the same, the board's TensorRT alone tells graphs apart."""
+    target = for_orin.parent / "older.yaml"
+    text = resources.target("orin").model_copy(update={"name": "older"}).model_dump_json()
+    target.write_text(text.replace('"10.3"', '"8.6.2"'))
+    own = for_orin.parent / "jetson.yaml"
+    order = pipeline.Order(model=str(checkpoint), target=str(target), recipe=str(own), out=for_orin.parent)
+    graphs = [
+        graph.load(open_bundle(one).path("graphs/decoder.onnx"))
+        for one in (for_orin, pipeline.compile(order, Silent()))
+    ]
+    assert [model.opset_imports[""] for model in graphs] == [20, 17]

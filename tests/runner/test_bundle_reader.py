@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from edgevlm_runner.bundle import Bundle, default_cache, open_bundle, unpack, verify
-from edgevlm_runner.contract import Item, to_json, write_jsonl
+from edgevlm_runner.contract import Item, ModelSpec, from_json, to_json, write_jsonl
 from edgevlm_runner.errors import BundleError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -362,3 +362,12 @@ def test_sealing_again_makes_another_copy_in_the_cache(with_evidence: Path, tmp_
     assert first.digest == second.digest
     assert second.seal is not None
     assert second.seal["deployable"] is False
+
+
+@pytest.mark.parametrize(
+    "profiles", [[], {"decoder": 1}, {"decoder": [{"x": [[1], [1]]}]}, {"decoder": [{"x": 1}]}]
+)
+def test_profiles_of_another_form_are_refused(profiles: Any) -> None:
+    data = {**to_json(MODEL), "profiles": profiles}
+    with pytest.raises(BundleError, match="expected component → list of profiles"):
+        from_json(ModelSpec, data, "model.json")

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import ExecutionError
-from edgevlm_runner.runtimes import decoder_window, graph_path
+from edgevlm_runner.runtimes import decoder_window, graph_path, profiles
 from edgevlm_runner.runtimes.onnxruntime import import_onnxruntime, open_session
 
 Self = TypeVar("Self", bound="EmulatedTensorRt")
@@ -172,6 +172,7 @@ class EmulatedTensorRt:
 
 
 def _longest_prefill(spec: ModelSpec) -> int:
-    """Tokens that the first of the decoder's optimisation profiles takes at once."""
-    profiles = spec.profiles.get("decoder")
-    return int(profiles[0]["inputs_embeds"][2][1]) if profiles else spec.max_context
+    """Tokens that the decoder's optimisation profiles take at once."""
+    found = spec.profiles.get("decoder", ())
+    profiles.check("decoder", found)
+    return profiles.largest(found)["inputs_embeds"][1]

@@ -70,7 +70,8 @@ def import_tensorrt() -> Any:
         raise RuntimeUnavailable(
             f"tensorrt cannot be imported ({error}). On a Jetson its bindings are part of JetPack: "
             "apt install python3-libnvinfer, and use the system's Python "
-            "(python3 -m venv --system-site-packages). Elsewhere: pip install tensorrt."
+            "(python3 -m venv --system-site-packages). Elsewhere: pip install tensorrt, or --emulate to run "
+            "its graphs in ONNX Runtime."
         ) from error
     return trt
 
