@@ -38,7 +38,7 @@ from edgevlm_deploy.calibration import CalibrationSet
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.quantize import QuantizedModel
-from edgevlm_deploy.samples import gather
+from edgevlm_deploy.samples import Samples, gather
 from edgevlm_deploy.source import SourceModel
 from edgevlm_deploy.target import Backend
 
@@ -102,7 +102,7 @@ def compile(order: Order, watch: Watcher) -> Path:
         recipe = job.plan.recipe
         samples = gather(order.data, order.calibration, order.images, recipe, job.cache)
         calibrated = _calibration(job, samples.calibration)
-        items = _items(job, samples.evaluation)
+        items = _items(job, samples)
         answers = _reference(job, items)
         quantized = _quantized(job, calibrated)
         exported = _graphs(job, items, calibrated, quantized)
@@ -154,13 +154,20 @@ class Items:
     root: Path
 
 
-def _items(job: Job, samples: Sequence[datasets.Sample]) -> Items:
+def _items(job: Job, samples: Samples) -> Items:
     evaluation = job.plan.recipe.evaluation
-    inputs = {"samples": _identities(samples), "evaluation": evaluation, "version": __version__}
+    given = (*samples.evaluation, *samples.calibration)
+    inputs = {
+        "samples": _identities(samples.evaluation),
+        "calibration": _identities(samples.calibration),
+        "evaluation": evaluation,
+        "version": __version__,
+    }
 
     def build(out: Path) -> None:
-        pictures = {_picture(one): one.image for one in samples if one.image is not None}
-        rows = suites.build([_item(one) for one in samples], evaluation)
+        pictures = {_picture(one): one.image for one in given if one.image is not None}
+        asked = [_item(one) for one in samples.evaluation]
+        rows = suites.build(asked, evaluation, [_item(one) for one in samples.calibration])
         (out / "images").mkdir(exist_ok=True)
         for name in {item.image for item in rows if item.image}:
             shutil.copyfile(pictures[name], out / name)

@@ -77,6 +77,10 @@ class GateName(str, Enum):
     CORRUPTED_NEGATIVE_FLIP_RATE = "corrupted_negative_flip_rate"
     ECE = "ece"
     ECE_INCREASE = "ece_increase"
+    ADAPTIVE_ECE_INCREASE = "adaptive_ece_increase"
+    BRIER_INCREASE = "brier_increase"
+    COVERAGE_AT_RISK_5 = "coverage_at_risk_5"
+    COVERAGE_AT_RISK_5_DROP = "coverage_at_risk_5_drop"
     TIME_TO_FIRST_TOKEN_MS_P95 = "time_to_first_token_ms_p95"
     LATENCY_MS_P95 = "latency_ms_p95"
     PEAK_RSS_BYTES = "peak_rss_bytes"
@@ -174,6 +178,8 @@ class Evaluation(Frozen):
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
     items_per_condition: Annotated[int, Field(ge=1)] = 50
     """Items per corruption and severity, drawn from the clean ones."""
+    temperature_items: Annotated[int, Field(ge=0)] = 128
+    """At most this many calibration questions are asked too, to fit the temperature of the confidence."""
     seed: int = 0
     confidence_level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     bootstrap_resamples: Annotated[int, Field(ge=100)] = 10_000

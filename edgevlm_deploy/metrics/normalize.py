@@ -39,12 +39,15 @@ _PERIOD_OUTSIDE_NUMBER = re.compile(r"\.(?!\d)")
 def normalize(text: str) -> str:
     """`text` as VQA compares it: punctuation, case, number words, articles and contractions levelled.
 
+    Unlike there, an answer that is nothing but an article stays: "A" is a choice, not silence.
+
     >>> normalize("The two cats, I think.")
     '2 cats i think'
     """
     words = _strip_punctuation(" ".join(text.split())).lower().split()
     levelled = [_NUMBERS.get(word, word) for word in words]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in levelled if word not in _ARTICLES)
+    telling = [word for word in levelled if word not in _ARTICLES] or levelled
+    return " ".join(_CONTRACTIONS.get(word, word) for word in telling)
 
 
 def _strip_punctuation(text: str) -> str:

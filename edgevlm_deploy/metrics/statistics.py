@@ -8,7 +8,7 @@ gives all resampled totals of all metrics at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -104,25 +104,40 @@ def bootstrap(
     The seed is fixed, so equal inputs give equal intervals.
     """
     names = list(columns)
-    _, codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    count = int(codes.max()) + 1 if len(codes) else 0
+    codes, count = cluster_codes(clusters)
     # [C, M]: total of each column in each cluster.
     sums = np.empty((count, len(names)))
     for place, name in enumerate(names):
         sums[:, place] = np.bincount(codes, weights=columns[name], minlength=count)
     draws = np.zeros((len(names), resamples))
-    rng = np.random.Generator(np.random.PCG64(seed))
-    for start in range(0, resamples if count else 0, _CHUNK):
-        rows = min(_CHUNK, resamples - start)
-        picked = rng.integers(0, count, size=(rows, count), dtype=np.int32)
-        flat = picked + (np.arange(rows, dtype=np.int32) * count)[:, np.newaxis]
-        times = np.bincount(flat.ravel(), minlength=rows * count).reshape(rows, count)
-        draws[:, start : start + rows] = (times.astype(np.float64) @ sums).T
+    done = 0
+    for times in resampled_clusters(count, resamples=resamples, seed=seed):
+        draws[:, done : done + len(times)] = (times @ sums).T
+        done += len(times)
     return Resampled(
         observed={name: math.fsum(columns[name]) for name in names},
         draws={name: draws[place] for place, name in enumerate(names)},
         clusters=count,
     )
+
+
+def cluster_codes(clusters: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+    """(number of each item's cluster [N], clusters in all)."""
+    _, codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    return codes, int(codes.max()) + 1 if len(codes) else 0
+
+
+def resampled_clusters(count: int, *, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each of `count` clusters was drawn: float64 [rows, count], in chunks of all resamples.
+
+    For statistics that are no function of totals. The draws are those of `bootstrap` with this seed.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for start in range(0, resamples if count else 0, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        picked = rng.integers(0, count, size=(rows, count), dtype=np.int32)
+        flat = picked + (np.arange(rows, dtype=np.int32) * count)[:, np.newaxis]
+        yield np.bincount(flat.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
 def hull(*intervals: tuple[float, float] | None) -> tuple[float, float] | None:

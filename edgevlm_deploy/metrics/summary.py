@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import Answer, Item
+from edgevlm_runner.contract import TEMPERATURE, Answer, Item
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import confidence, robustness
+from edgevlm_deploy.metrics import abstention, confidence, robustness, temperature
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.estimates import Statistic, Subset, Table, independent, mean, undefined
 from edgevlm_deploy.metrics.pairs import Pairs, pair
@@ -23,6 +23,7 @@ from edgevlm_deploy.metrics.tables import (
     FlippedItem,
     GroupRow,
     Metrics,
+    Scaling,
 )
 from edgevlm_deploy.recipe import Evaluation
 
@@ -39,7 +40,8 @@ def compute(
 
     Raises DataError when there is no clean item or when items and answers do not fit together.
     """
-    pairs = pair(items, reference, artifact)
+    pairs = pair([item for item in items if item.condition != TEMPERATURE], reference, artifact)
+    held_out = pair([item for item in items if item.condition == TEMPERATURE], reference, artifact)
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")
     clean, corrupted = Subset("clean", pairs.clean), Subset("corrupted", ~pairs.clean)
@@ -69,6 +71,7 @@ def compute(
         corrupted_items=int((~pairs.clean).sum()),
         images=totals.clusters,
         estimates=_clean_estimates(table, clean)
+        | abstention.estimates(table, clean, evaluation)
         | _corrupted_estimates(table, clean, corrupted, list(conditions.values()))
         | _mean_corruption_errors(table, clean, corrupted, conditions, list(corruptions)),
         mcnemar_p=mcnemar(changes.count(Flip.NEGATIVE), changes.count(Flip.POSITIVE)),
@@ -86,6 +89,8 @@ def compute(
                 ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
             )
         },
+        scaling=_scaling(pairs, held_out),
+        selective=abstention.tables(pairs),
         flips=_flipped(pairs),
     )
 
@@ -135,13 +140,19 @@ def per_item(pairs: Pairs) -> dict[str, Floats]:
         ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
     ):
         bins = confidence.bin_of(said)
+        # Bins of equal size are of the clean items; a resample keeps the bins that were observed.
+        masses = np.full(len(pairs.items), -1)
+        masses[pairs.clean] = confidence.mass_bin_of(said[pairs.clean])
         for number in range(confidence.BINS):
             columns[f"bin {whose} {number}"] = np.where(bins == number, right - said, 0.0)
+            columns[f"bin {whose} mass {number}"] = np.where(masses == number, right - said, 0.0)
         columns[f"bin {whose} brier"] = np.square(said - right)
+    columns["bin brier_increase"] = columns["bin artifact brier"] - columns["bin reference brier"]
     return columns
 
 
 def _ece(subset: Subset, whose: str) -> Statistic:
+    """`whose`: "artifact" or "reference"; with " mass" after it, over bins of equal size."""
     bins = [f"{subset.name} bin {whose} {number}" for number in range(confidence.BINS)]
     return lambda totals: ratio(sum(abs(totals[name]) for name in bins), totals[f"{subset.name} n"])
 
@@ -162,6 +173,7 @@ def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
     pairs, mask = table.pairs, clean.mask
     compared = compare(table, clean)
     ece, reference_ece = _ece(clean, "artifact"), _ece(clean, "reference")
+    adaptive, reference_adaptive = _ece(clean, "artifact mass"), _ece(clean, "reference mass")
     n, clusters = table.size(clean)
 
     def point(value: float | None) -> Estimate:
@@ -177,18 +189,14 @@ def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
         "ece": table.calibration(clean, ece, 0.0),
         "reference_ece": table.calibration(clean, reference_ece, 0.0),
         "ece_increase": table.calibration(clean, lambda t: ece(t) - reference_ece(t), -1.0),
-        "adaptive_ece": point(
-            confidence.adaptive_calibration_error(
-                pairs.artifact_confidence[mask], pairs.artifact_accuracy[mask]
-            )
-        ),
-        "reference_adaptive_ece": point(
-            confidence.adaptive_calibration_error(
-                pairs.reference_confidence[mask], pairs.reference_accuracy[mask]
-            )
+        "adaptive_ece": table.calibration(clean, adaptive, 0.0),
+        "reference_adaptive_ece": table.calibration(clean, reference_adaptive, 0.0),
+        "adaptive_ece_increase": table.calibration(
+            clean, lambda t: adaptive(t) - reference_adaptive(t), -1.0
         ),
         "brier": table.statistic(clean, mean(clean, "bin artifact brier"), "no clean items"),
         "reference_brier": table.statistic(clean, mean(clean, "bin reference brier"), "no clean items"),
+        "brier_increase": table.difference(clean, "bin brier_increase"),
         "mean_confidence": point(float(pairs.artifact_confidence[mask].mean())),
         "reference_mean_confidence": point(float(pairs.reference_confidence[mask].mean())),
         "mean_max_prob": point(float(pairs.artifact_max_prob[mask].mean())),
@@ -324,6 +332,25 @@ def _corruption_row(
         corruption_error=_corruption_error(corruption, conditions)(observed),
         relative_corruption_error=_relative_corruption_error(corruption, conditions, clean)(observed),
     )
+
+
+def _scaling(pairs: Pairs, held_out: Pairs) -> dict[str, Scaling]:
+    """Temperatures fitted on `held_out`, and what they do to the calibration error of the clean items."""
+    found = {}
+    for whose in ("reference", "artifact"):
+        said, right = (getattr(pairs, f"{whose}_{column}") for column in ("confidence", "accuracy"))
+        fitted = temperature.fit(
+            getattr(held_out, f"{whose}_confidence"), getattr(held_out, f"{whose}_accuracy")
+        )
+        if fitted is not None:
+            clean, hits = said[pairs.clean], right[pairs.clean]
+            before = confidence.expected_calibration_error(clean, hits)
+            after = confidence.expected_calibration_error(temperature.scaled(clean, fitted), hits)
+            assert before is not None and after is not None
+            found[whose] = Scaling(
+                temperature=fitted, n=len(held_out.items), ece_before=before, ece_after=after
+            )
+    return found
 
 
 def _flipped(pairs: Pairs) -> tuple[FlippedItem, ...]:

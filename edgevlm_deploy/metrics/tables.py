@@ -61,6 +61,52 @@ class FlippedItem(Frozen):
     """Position of the first token that differs."""
 
 
+class Scaling(Frozen):
+    """Temperature scaling of one model: fitted on items of their own, its effect on the clean items."""
+
+    temperature: float
+    """Divides the log-odds of the confidence; above 1 the model was too sure."""
+    n: int
+    """Items that it was fitted on."""
+    ece_before: float
+    ece_after: float
+
+
+class CoverageAtRisk(Frozen):
+    """C@r: the share of items that can be answered at a risk of at most `risk`."""
+
+    risk: float
+    coverage: float
+    threshold: float | None
+    """MaxProb from which on an item is answered; None: abstain on all."""
+
+
+class Reliability(Frozen):
+    """Effective reliability Φ_c: a right answer earns its accuracy, a wrong one costs `cost`.
+
+    The pictures are dealt into two halves; each is answered with the threshold that is best on the
+    other, so no item chooses its own.
+    """
+
+    cost: float
+    value: float
+    thresholds: tuple[float | None, float | None]
+    """MaxProb from which on each half is answered; None: abstain on all."""
+    without_abstaining: float
+
+
+class Selective(Frozen):
+    """What one model can answer when it may abstain: clean items ranked by MaxProb."""
+
+    points: tuple[CoverageAtRisk, ...]
+    auc: float
+    """Area under risk over coverage × 100."""
+    aurc: float
+    reliability: tuple[Reliability, ...]
+    curve: tuple[tuple[float, float], ...]
+    """(coverage, risk), thinned out for drawing."""
+
+
 class Metrics(Frozen):
     """Every metric of one artifact against its reference.
 
@@ -83,4 +129,8 @@ class Metrics(Frozen):
     corruptions: tuple[CorruptionRow, ...]
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """"reference" and "artifact" → ten bars, on clean items."""
+    scaling: dict[str, Scaling] = {}
+    """"reference" and "artifact"; a model is missing when all or none of its answers there were right."""
+    selective: dict[str, Selective] = {}
+    """"reference" and "artifact"; empty in files from before there was selective prediction."""
     flips: tuple[FlippedItem, ...]

@@ -6,7 +6,7 @@ All coordinates are in user units of the drawing's own view box, y downwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgevlm_deploy.metrics.confidence import ReliabilityBin
@@ -145,6 +145,39 @@ def histogram(samples: Sequence[float], limit: float | None) -> Histogram:
         if value is not None and value <= end
     )
     return Histogram(tuple(columns), end, marks)
+
+
+@dataclass(frozen=True)
+class RiskCurves:
+    """Risk over coverage of several models on one pair of axes, both in RELIABILITY_SIDE units.
+
+    lines   whose → (x, y) from low coverage to full
+    ticks   (y, percent) of the risk axis
+    limit   y of the gated risk
+    """
+
+    lines: dict[str, tuple[tuple[float, float], ...]]
+    ticks: tuple[tuple[float, str], ...]
+    limit: float
+
+
+def risk_curves(curves: Mapping[str, Sequence[tuple[float, float]]], limit: float) -> RiskCurves:
+    """`curves`: whose → (coverage, risk). The risk axis holds the highest risk and twice the limit."""
+    highest = max([2 * limit, *(risk for curve in curves.values() for _, risk in curve)])
+    step = next(one for one in (0.02, 0.05, 0.1, 0.2) if highest <= 5 * one or one == 0.2)
+    top = step * math.ceil(highest / step - 1e-9)
+
+    def y(risk: float) -> float:
+        return round((1 - risk / top) * RELIABILITY_SIDE, 1)
+
+    return RiskCurves(
+        lines={
+            whose: tuple((round(coverage * RELIABILITY_SIDE, 1), y(risk)) for coverage, risk in curve)
+            for whose, curve in curves.items()
+        },
+        ticks=tuple((y(place * step), f"{place * step:.0%}"[:-1]) for place in range(round(top / step) + 1)),
+        limit=y(limit),
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.errors import DataError
+from edgevlm_deploy.metrics.abstention import GATED_RISK
 from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
@@ -98,6 +99,7 @@ def render(
             names=REPORT,
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
             reliability=_reliability(metrics),
+            risk_curves=_risk_curves(metrics),
             durations=_durations(evidence, verdict),
             sizes=inventory.sizes(bundle),
             precision=inventory.precision(bundle),
@@ -175,6 +177,12 @@ def _reliability(metrics: Metrics) -> dict[str, tuple[charts.ReliabilityPoint, .
         whose: charts.reliability(metrics.reliability[whose], most, series)
         for series, whose in enumerate(("reference", "artifact"))
     }
+
+
+def _risk_curves(metrics: Metrics) -> charts.RiskCurves | None:
+    """None in metrics from before there was selective prediction."""
+    curves = {whose: one.curve for whose, one in metrics.selective.items()}
+    return charts.risk_curves(curves, GATED_RISK) if curves else None
 
 
 @dataclass(frozen=True)

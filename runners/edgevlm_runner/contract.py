@@ -16,6 +16,8 @@ from edgevlm_runner.errors import BundleError
 
 FORMAT_VERSION = 1
 CLEAN = "clean"
+TEMPERATURE = "temperature"
+"""Condition of clean questions that only the temperature of the confidence is fitted on."""
 
 T = TypeVar("T")
 
@@ -34,7 +36,7 @@ class Item:
     group: str
     """Kind of question, e.g. "count"; "" when the data names none."""
     condition: str
-    """"clean" or "<corruption>/<severity>", e.g. "gaussian_noise/3"."""
+    """"clean", "temperature" or "<corruption>/<severity>", e.g. "gaussian_noise/3"."""
     image: str
     """Path inside the bundle, or "" for a question without a picture."""
     image_id: str
@@ -45,8 +47,8 @@ class Item:
 
     @property
     def corruption(self) -> Optional[Tuple[str, int]]:
-        """(name, severity), or None for a clean item."""
-        if self.condition == CLEAN:
+        """(name, severity), or None for a clean picture."""
+        if self.condition in (CLEAN, TEMPERATURE):
             return None
         name, _, severity = self.condition.partition("/")
         return name, int(severity)

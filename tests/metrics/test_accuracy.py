@@ -31,6 +31,11 @@ def test_fewer_references_are_an_exact_match() -> None:
     assert accuracy("bike", ["bicycle", "bike"]) == 1.0
 
 
+def test_the_choice_a_is_no_silence() -> None:
+    assert accuracy("A", ["A"]) == accuracy("a.", ["A"]) == 1.0
+    assert accuracy("", ["A"]) == accuracy("The", ["A"]) == accuracy("B", ["A"]) == 0.0
+
+
 def test_yes_no_questions_are_parsed_by_word() -> None:
     assert accuracy("Yes, a dog.", ["yes"]) == 1.0
     assert accuracy("I do not know", ["no"]) == 0.0
@@ -70,3 +75,23 @@ def test_published_pope_answers_get_their_published_score(
 
 def _lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("with_picture", "percent"), [(False, 74.4), (True, 71.6)])
+def test_published_scienceqa_answers_get_their_published_score(
+    real_data: Path, with_picture: bool, percent: float
+) -> None:
+    """LLaVA-1.5-13B answers "B" or "B. a compound": all 4,241 questions, and those with a picture.
+
+    The published scorer takes the letter before ". "; an exact match would not.
+    """
+    (path,) = (real_data / "scoring" / "llava15_scienceqa" / "answers").iterdir()
+    scored = json.loads(path.read_text(encoding="utf-8"))
+    rows = [*scored["correct"], *scored["incorrect"]]
+    assert len(rows) == 4241
+    hits = [
+        accuracy(row["pred"].split(". ")[0], [row["ground_truth"]])
+        for row in rows
+        if row["is_multimodal"] or not with_picture
+    ]
+    assert 100 * sum(hits) / len(hits) == pytest.approx(percent, abs=0.05)

@@ -15,6 +15,7 @@ from edgevlm_deploy.metrics.confidence import (
     brier_score,
     expected_calibration_error,
     geometric_mean_probability,
+    mass_bin_of,
     max_prob,
     reliability,
 )
@@ -52,6 +53,17 @@ def test_token_probabilities() -> None:
 
 def test_bins_are_closed_below_and_the_last_one_above() -> None:
     assert bin_of(np.array([0.0, 0.1, 0.0999, 0.95, 1.0])).tolist() == [0, 1, 0, 9, 9]
+
+
+@given(PROBABILITIES)
+def test_mass_bins_hold_equally_many_and_do_not_overlap(rows: list[tuple[float, bool]]) -> None:
+    confidence = np.array([p for p, _ in rows])
+    bins = mass_bin_of(confidence)
+    sizes = np.bincount(bins, minlength=10)
+    assert sizes.sum() == len(rows) and sizes.max() - sizes.min() <= 1
+    for number in range(9):
+        low, high = confidence[bins == number], confidence[bins == number + 1]
+        assert low.size == 0 or high.size == 0 or low.max() <= high.min()
 
 
 @given(PROBABILITIES)

@@ -103,6 +103,15 @@ def test_identities(seed: int, pictures: int) -> None:
         values["positive_flip_rate"] - values["negative_flip_rate"]
     )
     assert values["accuracy_drop"] == pytest.approx(values["reference_accuracy"] - values["accuracy"])
+    for change, metric in (
+        ("ece_increase", "ece"),
+        ("adaptive_ece_increase", "adaptive_ece"),
+        ("brier_increase", "brier"),
+    ):
+        assert values[change] == pytest.approx(values[metric] - values[f"reference_{metric}"])
+    assert values["coverage_at_risk_5_drop"] == pytest.approx(
+        values["reference_coverage_at_risk_5"] - values["coverage_at_risk_5"]
+    )
     if values["relative_robustness"] is not None:
         assert values["mean_accuracy_drop"] == pytest.approx(
             values["accuracy"] * (1 - values["relative_robustness"])
@@ -210,3 +219,25 @@ def test_a_full_evaluation_takes_seconds() -> None:
     start = time.process_time()
     metrics.compute(everything, reference, artifact, Evaluation())
     assert time.process_time() - start < 5.0
+
+
+def test_the_temperature_is_fitted_on_items_that_nothing_counts() -> None:
+    """Too sure where it is fitted, too sure where it is judged: scaling helps, and no count moves."""
+    items = tuple(question(n, image=n) for n in range(300))
+    asked = suites.held_out([question(n, image=n) for n in range(300, 500)], 200, seed=0)
+    everything = (*items, *asked)
+    said = [
+        answer(item, "blue" if number % 5 < 3 else "red", -0.01 - 0.3 * (number % 7 == 0))
+        for number, item in enumerate(everything)
+    ]
+    with_them = metrics.compute(everything, said, said, QUICK)
+    without = metrics.compute(items, said, said, QUICK)
+    assert with_them.estimates == without.estimates and with_them.selective == without.selective
+    assert (with_them.clean_items, with_them.corrupted_items, with_them.images) == (300, 0, 300)
+    assert without.scaling == {}
+    scaling = with_them.scaling["artifact"]
+    assert scaling.n == 200 and scaling.temperature > 2
+    assert scaling.ece_before == pytest.approx(with_them.estimates["ece"].value)
+    assert scaling.ece_after < scaling.ece_before / 3
+    right = answers(everything, lambda item: True)
+    assert metrics.compute(everything, right, right, QUICK).scaling == {}

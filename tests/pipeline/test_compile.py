@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from edgevlm_runner.bundle import open_bundle
+from edgevlm_runner.contract import TEMPERATURE
 
 from edgevlm_deploy import pipeline
 from edgevlm_deploy.errors import CheckpointError, DataError, StorageError
@@ -28,7 +29,10 @@ def order(checkpoint: Path, recipe: Path, out: Path, **more: Path) -> pipeline.O
 def test_the_bundle_says_what_it_is(compiled: Path) -> None:
     bundle = open_bundle(compiled)
     assert bundle.seal is None
-    assert len(bundle.items) == 12 + 2 * 4
+    assert len(bundle.items) == 12 + 2 * 4 + 8
+    fitted_on = [item for item in bundle.items if item.condition == TEMPERATURE]
+    judged = {item.image_id for item in bundle.items if item.condition != TEMPERATURE}
+    assert len(fitted_on) == 8 and not judged & {item.image_id for item in fitted_on}
     manifest = bundle.manifest
     assert manifest["name"] == "untrained-host-cpu-small"
     assert manifest["source"]["family"] == "smolvlm"

@@ -57,7 +57,7 @@ def test_evidence_can_come_from_another_machine(
     """`python -m edgevlm_runner` on a device, its folder copied back, judged here."""
     command = [sys.executable, "-m", "edgevlm_runner", str(bundle), "--out", str(tmp_path / "evidence")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == {"answered": 20, "items": 20}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"answered": 28, "items": 28}
     judged = validation.judge(open_bundle(bundle), bundle, tmp_path / "evidence")
     assert judged.verdict.outcome is Outcome.PASS
     before = {one.item_id: one.text for one in read_jsonl(validated.directory / "answers.jsonl", Answer)}

@@ -53,6 +53,17 @@ def test_interval_bars_share_their_axis() -> None:
     assert one.value < one.zero < two.value
 
 
+@given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 1)), min_size=1, max_size=20))
+def test_risk_curves_stay_inside_and_share_their_axis(curve: list[tuple[float, float]]) -> None:
+    drawn = charts.risk_curves({"reference": curve, "artifact": [(1.0, 0.05)]}, 0.05)
+    for x, y in (*drawn.lines["reference"], *drawn.lines["artifact"]):
+        assert 0.0 <= x <= charts.RELIABILITY_SIDE and 0.0 <= y <= charts.RELIABILITY_SIDE
+    assert drawn.lines["artifact"] == ((charts.RELIABILITY_SIDE, drawn.limit),)
+    heights = [y for y, _ in drawn.ticks]
+    assert heights[0] == charts.RELIABILITY_SIDE and heights[-1] == 0.0
+    assert 3 <= len(heights) <= 6
+
+
 @given(st.lists(st.floats(0, 1e5), min_size=1, max_size=300), st.none() | st.floats(1, 1e5))
 def test_histograms_hold_every_sample_and_stay_inside(samples: list[float], limit: float | None) -> None:
     drawn = charts.histogram(samples, limit)

@@ -14,6 +14,7 @@ import pytest
 
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.consistency import Flip
+from edgevlm_deploy.metrics.tables import Scaling
 from edgevlm_deploy.recipe import Gate, GateName
 from edgevlm_deploy.report import gallery, html
 from edgevlm_deploy.verdict import judge
@@ -111,6 +112,24 @@ def test_every_flip_and_gate_is_on_the_page(small_case: Any, text: str) -> None:
     for gate in small_case.verdict.gates:
         assert gate.reason in "".join(page.text)
     assert len(text) < 5_000_000
+
+
+def test_what_abstaining_buys_is_drawn_and_told(small_case: Any, text: str, tmp_path: Path) -> None:
+    assert text.count("coverage at 5% risk") == 2
+    for whose in ("reference", "artifact"):
+        assert f'<polyline class="{whose}"' in text.split("Answering only when sure")[1]
+        for one in small_case.metrics.selective[whose].points:
+            assert one.threshold is None or f"{one.threshold:.4f}" in text
+    before = small_case.metrics.model_copy(update={"selective": {}})
+    assert "Answering only when sure" not in rendered(small_case, tmp_path / "old.html", metrics=before)
+
+
+def test_the_temperature_is_told_where_there_is_one(small_case: Any, text: str, tmp_path: Path) -> None:
+    assert "Temperature of the" not in text
+    scaling = {"artifact": Scaling(temperature=1.5, n=128, ece_before=0.09, ece_after=0.03)}
+    metrics = small_case.metrics.model_copy(update={"scaling": scaling})
+    told = rendered(small_case, tmp_path / "scaled.html", metrics=metrics)
+    assert "fitted on 128 calibration questions: 1.500; with it ECE 9.00% → 3.00%" in told
 
 
 def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) -> None:

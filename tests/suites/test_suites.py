@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 
 import pytest
-from edgevlm_runner.contract import Item
+from edgevlm_runner.contract import TEMPERATURE, Item
 
 from edgevlm_deploy import suites
 from edgevlm_deploy.errors import DataError
@@ -103,3 +104,18 @@ def test_unusable_items_are_refused() -> None:
     variant = suites.corrupted([item(1)], ["fog"], [1], 1, seed=0)[0]
     with pytest.raises(DataError, match="expected a clean item"):
         suites.build([variant], Evaluation())
+
+
+def test_calibration_questions_come_last_under_names_and_a_condition_of_their_own() -> None:
+    judged, calibration = questions(20, pictures=20), questions(9, pictures=3)
+    unknown = dataclasses.replace(item(99), answers=())
+    evaluation = Evaluation(corruptions=(Corruption.FOG,), severities=(1,), temperature_items=4)
+    table = suites.build(judged, evaluation, [*calibration, unknown])
+    plain = suites.build(judged, evaluation)
+    assert table[: len(plain)] == plain and len(table) == len(plain) + 4
+    for one in table[len(plain) :]:
+        assert one.id == one.base_id and one.id.endswith("@temperature")
+        assert one.condition == TEMPERATURE and one.corruption is None and one.answers
+    assert len({one.id for one in table}) == len(table)
+    assert table == suites.build(judged, evaluation, [unknown, *reversed(calibration)])
+    assert suites.held_out([unknown], 4, seed=0) == suites.held_out(calibration, 0, seed=0) == ()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, Answer, Item, read_jsonl
+from edgevlm_runner.contract import Answer, Item, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
 from edgevlm_deploy.metrics.consistency import diverges
@@ -69,7 +69,7 @@ def differ(items: Sequence[Item], one: Run, other: Run) -> Difference:
     logprobs: list[float] = []
     for item in items:
         first, second = one.answers[item.id], other.answers[item.id]
-        kind = "clean" if item.condition == CLEAN else "corrupted"
+        kind = "corrupted" if item.corruption else "clean"
         counts[kind] += 1
         flips[kind] += diverges(first.text, second.text)
         if first.token_ids == second.token_ids:
