@@ -1,4 +1,4 @@
-"""What is asked: clean items, and their corrupted variants, in one table."""
+"""What is asked: clean items, and their corrupted and perturbed variants, in one table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from edgevlm_runner.contract import Item
 from edgevlm_deploy.recipe import Evaluation
 from edgevlm_deploy.suites.clean import select
 from edgevlm_deploy.suites.corruption import corrupted
+from edgevlm_deploy.suites.perturbation import perturbed
 
-__all__ = ["build", "corrupted", "select"]
+__all__ = ["build", "corrupted", "perturbed", "select"]
 
 
 def build(items: Sequence[Item], evaluation: Evaluation) -> tuple[Item, ...]:
@@ -20,10 +21,10 @@ def build(items: Sequence[Item], evaluation: Evaluation) -> tuple[Item, ...]:
     Raises DataError when `items` cannot serve as clean items.
     """
     clean = select(items, evaluation.clean_items, seed=evaluation.seed)
-    return clean + corrupted(
-        clean,
-        tuple(corruption.value for corruption in evaluation.corruptions),
-        evaluation.severities,
-        evaluation.items_per_condition,
-        seed=evaluation.seed,
+    each, seed = evaluation.items_per_condition, evaluation.seed
+    perturbations = [perturbation.value for perturbation in evaluation.perturbations]
+    return (
+        clean
+        + corrupted(clean, evaluation.corruption_names, evaluation.severities, each, seed=seed)
+        + perturbed(clean, perturbations, evaluation.severities, each, seed=seed)
     )

@@ -16,6 +16,10 @@ from edgevlm_runner.errors import BundleError
 
 FORMAT_VERSION = 1
 CLEAN = "clean"
+PERTURBED = "perturbed:"
+"""How conditions begin that should change no answer at all."""
+PARAPHRASE = "paraphrase"
+"""The perturbation that leaves the picture alone: the item's prompt is the changed question."""
 
 T = TypeVar("T")
 
@@ -24,7 +28,7 @@ T = TypeVar("T")
 class Item:
     """One question that the reference and the artifact both answer.
 
-    A corrupted variant is an item of its own: same `base_id`, other `condition`.
+    A corrupted or perturbed variant is an item of its own: same `base_id`, other `condition`.
     The bundle holds the clean picture only; the corrupted pixels are made where they
     are needed, from (`image_id`, condition, seed of the suite).
     """
@@ -34,7 +38,7 @@ class Item:
     group: str
     """Kind of question, e.g. "count"; "" when the data names none."""
     condition: str
-    """"clean" or "<corruption>/<severity>", e.g. "gaussian_noise/3"."""
+    """"clean", "<corruption>/<severity>" or "perturbed:<perturbation>/<level>", e.g. "gaussian_noise/3"."""
     image: str
     """Path inside the bundle, or "" for a question without a picture."""
     image_id: str
@@ -45,11 +49,16 @@ class Item:
 
     @property
     def corruption(self) -> Optional[Tuple[str, int]]:
-        """(name, severity), or None for a clean item."""
+        """(name, severity) of what is done to the picture, perturbations included; None for a clean item."""
         if self.condition == CLEAN:
             return None
         name, _, severity = self.condition.partition("/")
         return name, int(severity)
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether the change is a perturbation, which may cost nothing, and no corruption."""
+        return self.condition.startswith(PERTURBED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,8 +84,9 @@ def glass_blur(
 
     `constants`: sigma, reach m of the neighbourhood, iterations. ImageNet-C means to swap
     neighbours, pixel after pixel, but its swap of two views copies one onto the other. Here a
-    whole iteration copies at once. It draws shifts of −m … m − 1; scaled, a fraction of a pixel becomes
-    the probability of a whole one, so that shifts keep their mean.
+    whole iteration copies at once. Its shifts of −m … m − 1 also move the picture by half a pixel per
+    iteration; here they are uniform in [−m, m), scaled, and rounded to whole pixels by chance, so
+    that their mean is zero and a fraction of a pixel still counts.
     """
     sigma, reach, iterations = constants
     sigmas = (sigma * scale, sigma * scale)
@@ -97,7 +98,8 @@ def glass_blur(
         for top in range(0, height, BAND_ROWS):
             rows = np.arange(top, min(top + BAND_ROWS, height))[:, np.newaxis]
             shape = (2, len(rows), width)
-            shift = np.floor(rng.integers(-reach, reach, shape) * scale + rng.random(shape)).astype(np.int64)
+            moved = (rng.random(shape) * 2.0 - 1.0) * (reach * scale)
+            shift = np.floor(moved + rng.random(shape)).astype(np.int64)
             y, x = np.clip(rows + shift[0], 0, height - 1), np.clip(columns + shift[1], 0, width - 1)
             shuffled[top : top + BAND_ROWS] = pixels[y, x]
         pixels = shuffled

@@ -25,9 +25,7 @@ def small_shift(image: Image.Image, pixels: int, scale: float, rng: np.random.Ge
     return Image.fromarray(before[y[:, np.newaxis], x])
 
 
-def brightness_shift(
-    image: Image.Image, shift: float, scale: float, rng: np.random.Generator
-) -> Image.Image:
+def brightness_shift(image: Image.Image, shift: float, scale: float, rng: np.random.Generator) -> Image.Image:
     """V ± shift in HSV, lighter or darker at random."""
     way = 1.0 if rng.random() < 0.5 else -1.0
     return noise.brightness(image, way * shift, scale, rng)

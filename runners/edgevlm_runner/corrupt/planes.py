@@ -24,7 +24,10 @@ FRACTION = 256
 
 
 def pixelwise(image: Image.Image, change: Callable[[Floats, slice], Floats]) -> Image.Image:
-    """Apply `change` to float64 [h, W, 3] bands in [0, 1] and their rows, from top to bottom; round to bytes."""
+    """Apply `change` to bands, from top to bottom, and round to bytes.
+
+    A band is float64 [h, W, 3] in [0, 1] and the slice of its rows.
+    """
     pixels: Bytes = np.asarray(image)
     out = np.empty_like(pixels)
     for top in range(0, pixels.shape[0], BAND_ROWS):

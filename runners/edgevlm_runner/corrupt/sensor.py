@@ -106,9 +106,8 @@ def lens_dirt(
         # 1 over most of the spot, falling to 0 at its edge.
         body = np.clip((1.0 - (down * down + along * along) / (radius * radius)) * 1.6, 0.0, 1.0)
         clear *= 1.0 - body * opacity
-    return pixelwise(
-        image, lambda x, rows: (x - DIRT) * clear[rows, :, np.newaxis] + DIRT  # x · clear + dirt · (1 − clear)
-    )
+    # The picture through what is clear, dirt through the rest.
+    return pixelwise(image, lambda x, rows: (x - DIRT) * clear[rows, :, np.newaxis] + DIRT)
 
 
 def thermal_banding(
@@ -165,7 +164,8 @@ def block_loss(
         while left < width:
             starts = rng.random() * MEAN_SLICE < lost
             run = 1 + int(rng.integers(2 * MEAN_SLICE - 1)) if starts else 1
-            dy, dx = (int(one) for one in rng.integers(block, 2 * block + 1, 2) * (1 - 2 * rng.integers(0, 2, 2)))
+            way = rng.integers(0, 2, 2) * 2 - 1
+            dy, dx = (int(one) for one in rng.integers(block, 2 * block + 1, 2) * way)
             if starts:
                 right = left + run * block
                 from_y = np.clip(y[top : top + block] + dy, 0, height - 1)[:, np.newaxis]

@@ -74,10 +74,10 @@ def frost(
     picture, ice = constants
     height, width = image.size[1], image.size[0]
     crests: Floats = np.zeros((height, width), dtype=np.float64)
-    for decay, share in ((1.9, 0.5), (1.6, 0.5)):
+    for decay, share in ((1.6, 0.4), (1.35, 0.6)):
         ridge = 1.0 - np.abs(plasma_over(height, width, decay, rng) * 2.0 - 1.0)
         crests += ridge * ridge * ridge * share
-    patches = plasma_over(height, width, 2.0, rng)
-    texture = np.clip(patches * 0.45 + crests * crests * 0.9, 0.0, 1.0)
+    patches = plasma_over(height, width, 1.7, rng)
+    texture = np.clip(patches * 0.4 + crests * crests * patches * 1.6, 0.0, 1.0)
     tint = np.array(FROST_TINT)
     return pixelwise(image, lambda x, rows: x * picture + texture[rows, :, np.newaxis] * tint * ice)
