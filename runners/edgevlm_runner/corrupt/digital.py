@@ -54,4 +54,5 @@ def _displacement(
     unit = 1 << 24
     noise: Integers = np.rint((rng.random((height, width)) * 2.0 - 1.0) * unit).astype(np.int64)
     smooth = gaussian(noise, sigmas, reach=3.0, mode="symmetric")
-    return np.rint(smooth * (reach * FRACTION / unit)).astype(np.int64)
+    displaced: Integers = np.rint(smooth * (reach * FRACTION / unit)).astype(np.int64)
+    return displaced

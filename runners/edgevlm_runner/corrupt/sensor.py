@@ -159,10 +159,12 @@ def block_loss(
     coarse = (pixels.astype(np.int64) * kept + flat.astype(np.int64) * (256 - kept) + 128) >> 8
     out: Bytes = coarse.astype(np.uint8)
     y, x = np.arange(height), np.arange(width)
+    # A run of m on average begins so often that `lost` is the share of its blocks among all.
+    beginning = lost / (MEAN_SLICE - (MEAN_SLICE - 1) * lost)
     for top in range(0, height, block):
         left = 0
         while left < width:
-            starts = rng.random() * MEAN_SLICE < lost
+            starts = rng.random() < beginning
             run = 1 + int(rng.integers(2 * MEAN_SLICE - 1)) if starts else 1
             way = rng.integers(0, 2, 2) * 2 - 1
             dy, dx = (int(one) for one in rng.integers(block, 2 * block + 1, 2) * way)
