@@ -159,7 +159,7 @@ def test_blocks_are_flattened_or_lost(severity: int, kept: float, share: float) 
         out = changed(Image.fromarray(noise), "block_loss", severity, seed)
         expected = noise * kept + 127.5 * (1 - kept)
         away = np.abs(out - expected).reshape(14, 16, 14, 16, 3).mean(axis=(1, 3, 4))
-        lost.append((away > 3 * np.median(away)).mean())
+        lost.append((away > 2 * np.median(away)).mean())
         spreads.append(out.std() / noise.std())
     assert np.mean(lost) == pytest.approx(share, rel=0.25)
     # Means of 64 pixels vary by an eighth of what pixels vary.
