@@ -61,6 +61,36 @@ class Corruption(str, Enum):
     CONTRAST = "contrast"
     JPEG_COMPRESSION = "jpeg_compression"
     PIXELATE = "pixelate"
+    GLASS_BLUR = "glass_blur"
+    ZOOM_BLUR = "zoom_blur"
+    SNOW = "snow"
+    FROST = "frost"
+    ELASTIC_TRANSFORM = "elastic_transform"
+    LOW_LIGHT = "low_light"
+    ROLLING_MOTION = "rolling_motion"
+    LENS_DIRT = "lens_dirt"
+    THERMAL_BANDING = "thermal_banding"
+    BLOCK_LOSS = "block_loss"
+
+
+EDGE_SUITE = tuple(Corruption)[:10]
+"""The ten of EdgeVLM-Bench, in its order; then the other five of ImageNet-C, then the edge sensors."""
+SENSOR_SUITE = tuple(Corruption)[15:]
+
+
+class CorruptionProfile(str, Enum):
+    """Which constants the five severities stand for."""
+
+    IMAGENET_C = "imagenet-c"
+    CIFAR_C = "cifar-c"
+    """Milder. It has no edge sensors and no elastic transform."""
+
+
+class Perturbation(str, Enum):
+    SMALL_SHIFT = "small_shift"
+    JPEG_QUALITY = "jpeg_quality"
+    BRIGHTNESS_SHIFT = "brightness_shift"
+    PARAPHRASE = "paraphrase"
 
 
 class GateName(str, Enum):
@@ -75,6 +105,7 @@ class GateName(str, Enum):
     ROBUSTNESS_GAP = "robustness_gap"
     CORRUPTED_DIVERGENCE_RATE = "corrupted_divergence_rate"
     CORRUPTED_NEGATIVE_FLIP_RATE = "corrupted_negative_flip_rate"
+    PERTURBED_DIVERGENCE_RATE = "perturbed_divergence_rate"
     ECE = "ece"
     ECE_INCREASE = "ece_increase"
     ADAPTIVE_ECE_INCREASE = "adaptive_ece_increase"
@@ -174,15 +205,32 @@ class Generation(Frozen):
 class Evaluation(Frozen):
     clean_items: Annotated[int, Field(ge=1)] = 2000
     """At most this many clean items."""
-    corruptions: tuple[Corruption, ...] = tuple(Corruption)
+    corruptions: tuple[Corruption, ...] = EDGE_SUITE
+    corruption_profile: CorruptionProfile = CorruptionProfile.IMAGENET_C
+    perturbations: tuple[Perturbation, ...] = ()
+    """Changes that should change no answer; `severities` are their levels."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
     items_per_condition: Annotated[int, Field(ge=1)] = 50
-    """Items per corruption and severity, drawn from the clean ones."""
+    """Items per corruption or perturbation and severity, drawn from the clean ones."""
     temperature_items: Annotated[int, Field(ge=0)] = 128
     """At most this many calibration questions are asked too, to fit the temperature of the confidence."""
     seed: int = 0
     confidence_level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     bootstrap_resamples: Annotated[int, Field(ge=100)] = 10_000
+
+    @model_validator(mode="after")
+    def _profile_has_the_corruptions(self) -> Evaluation:
+        lacking = {Corruption.ELASTIC_TRANSFORM, *SENSOR_SUITE} & set(self.corruptions)
+        if self.corruption_profile is CorruptionProfile.CIFAR_C and lacking:
+            names = ", ".join(sorted(corruption.value for corruption in lacking))
+            raise ValueError(f"corruption_profile cifar-c has no constants for {names}; leave them out")
+        return self
+
+    @property
+    def corruption_names(self) -> tuple[str, ...]:
+        """As items' conditions have them: those of CIFAR-C are named so."""
+        prefix = "cifar-c:" if self.corruption_profile is CorruptionProfile.CIFAR_C else ""
+        return tuple(prefix + corruption.value for corruption in self.corruptions)
 
 
 class Recipe(Frozen):

@@ -28,6 +28,8 @@ class Pairs:
     clusters: tuple[str, ...]
     """Picture of each item; items of one picture are one statistical cluster."""
     clean: Flags
+    perturbed: Flags
+    """Neither clean nor perturbed: corrupted."""
     reference_accuracy: Floats
     artifact_accuracy: Floats
     reference_clean_accuracy: Floats
@@ -68,6 +70,7 @@ def pair(items: Sequence[Item], reference: Sequence[Answer], artifact: Sequence[
         artifact=said_now,
         clusters=tuple(item.image_id or item.base_id for item in items),
         clean=np.array([item.condition == CLEAN for item in items], dtype=np.bool_),
+        perturbed=np.array([item.perturbed for item in items], dtype=np.bool_),
         reference_accuracy=before,
         artifact_accuracy=now,
         reference_clean_accuracy=before[base],

@@ -23,6 +23,7 @@ from edgevlm_deploy.metrics.tables import (
     FlippedItem,
     GroupRow,
     Metrics,
+    PerturbationRow,
     Scaling,
 )
 from edgevlm_deploy.recipe import Evaluation
@@ -44,12 +45,15 @@ def compute(
     held_out = pair([item for item in items if item.condition == TEMPERATURE], reference, artifact)
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")
-    clean, corrupted = Subset("clean", pairs.clean), Subset("corrupted", ~pairs.clean)
+    clean, perturbed = Subset("clean", pairs.clean), Subset("perturbed", pairs.perturbed)
+    corrupted = Subset("corrupted", ~pairs.clean & ~pairs.perturbed)
     conditions = partition(pairs, "condition", corrupted, lambda item: item.condition)
-    corruptions = partition(pairs, "corruption", corrupted, lambda item: (item.corruption or ("", 0))[0])
+    corruptions = partition(pairs, "corruption", corrupted, _name)
+    perturbations = partition(pairs, "perturbation", perturbed, _name)
     groups = partition(pairs, "group", clean, lambda item: item.group)
     columns = per_item(pairs)
-    subsets = [clean, corrupted, *conditions.values(), *corruptions.values(), *groups.values()]
+    parts = (conditions, corruptions, perturbations, groups)
+    subsets = [clean, corrupted, perturbed, *(subset for part in parts for subset in part.values())]
     totals = bootstrap(
         {
             f"{subset.name} {name}": np.where(subset.mask, column, 0.0)
@@ -68,12 +72,17 @@ def compute(
         level=evaluation.confidence_level,
         bootstrap_resamples=evaluation.bootstrap_resamples,
         clean_items=int(pairs.clean.sum()),
-        corrupted_items=int((~pairs.clean).sum()),
+        corrupted_items=int(corrupted.mask.sum()),
+        perturbed_items=int(perturbed.mask.sum()),
         images=totals.clusters,
         estimates=_clean_estimates(table, clean)
         | abstention.estimates(table, clean, evaluation)
         | _corrupted_estimates(table, clean, corrupted, list(conditions.values()))
-        | _mean_corruption_errors(table, clean, corrupted, conditions, list(corruptions)),
+        | _mean_corruption_errors(table, clean, corrupted, conditions, list(corruptions))
+        | {
+            "perturbed_divergence_rate": table.rate(perturbed, "diverged"),
+            "perturbed_negative_flip_rate": table.rate(perturbed, "negative"),
+        },
         mcnemar_p=mcnemar(changes.count(Flip.NEGATIVE), changes.count(Flip.POSITIVE)),
         groups=tuple(
             GroupRow(group=name, comparison=compare(table, subset)) for name, subset in groups.items()
@@ -81,6 +90,10 @@ def compute(
         conditions=tuple(_condition_row(table, name, subset) for name, subset in conditions.items()),
         corruptions=tuple(
             _corruption_row(table, name, subset, clean, conditions) for name, subset in corruptions.items()
+        ),
+        perturbations=tuple(
+            PerturbationRow(perturbation=name, comparison=compare(table, subset))
+            for name, subset in perturbations.items()
         ),
         reliability={
             whose: confidence.reliability(said[pairs.clean], right[pairs.clean])
@@ -109,6 +122,11 @@ def noise_floor(
     )
     table = Table(pairs, columns, totals, evaluation.confidence_level)
     return table.rate(Subset("all", np.ones(len(items), dtype=np.bool_)), "diverged")
+
+
+def _name(item: Item) -> str:
+    """Corruption or perturbation of an item that is not clean."""
+    return (item.corruption or ("", 0))[0]
 
 
 def partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) -> dict[str, Subset]:

@@ -48,6 +48,13 @@ class CorruptionRow(Frozen):
     relative_corruption_error: float | None
 
 
+class PerturbationRow(Frozen):
+    """One perturbation over all its levels."""
+
+    perturbation: str
+    comparison: Comparison
+
+
 class FlippedItem(Frozen):
     """An item that the artifact answered differently from the reference."""
 
@@ -112,7 +119,7 @@ class Metrics(Frozen):
 
     `estimates` maps a metric's name to its estimate. The names of `recipe.GateName` that are about
     answers are among them; `reference_*` is the same metric of the reference. Names without
-    `corrupted_` are about clean items.
+    `corrupted_` or `perturbed_` are about clean items.
     """
 
     format_version: int = 1
@@ -120,6 +127,7 @@ class Metrics(Frozen):
     bootstrap_resamples: int
     clean_items: int
     corrupted_items: int
+    perturbed_items: int = 0
     images: int
     estimates: dict[str, Estimate]
     mcnemar_p: float | None
@@ -127,6 +135,7 @@ class Metrics(Frozen):
     groups: tuple[GroupRow, ...]
     conditions: tuple[ConditionRow, ...]
     corruptions: tuple[CorruptionRow, ...]
+    perturbations: tuple[PerturbationRow, ...] = ()
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """"reference" and "artifact" → ten bars, on clean items."""
     scaling: dict[str, Scaling] = {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, Answer, Item
+from edgevlm_runner.contract import CLEAN, PERTURBED, Answer, Item
 from edgevlm_runner.inputs import picture_of
 from PIL import Image
 
@@ -41,7 +41,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Entry:
-    """One flipped item. `corruption` is "" for a clean one."""
+    """One flipped item. `corruption` is "" for a clean one, "perturbed:<name>" for a perturbed one."""
 
     id: str
     direction: Flip
@@ -71,7 +71,17 @@ class Gallery:
 
     @property
     def corruptions(self) -> tuple[str, ...]:
-        return tuple(sorted({entry.corruption for entry in self.entries if entry.corruption}))
+        """Perturbations too, behind the corruptions."""
+        names = {entry.corruption for entry in self.entries if entry.corruption}
+        return tuple(sorted(names, key=lambda name: (name.startswith(PERTURBED), name)))
+
+    @property
+    def has_corrupted(self) -> bool:
+        return any(not name.startswith(PERTURBED) for name in self.corruptions)
+
+    @property
+    def has_perturbed(self) -> bool:
+        return any(name.startswith(PERTURBED) for name in self.corruptions)
 
     def shown(self, direction: Flip) -> int:
         return sum(entry.direction is direction for entry in self.entries)

@@ -43,6 +43,7 @@ CHANGES = (
     ("Wrong → right", "positive_flip_rate", Unit.SHARE),
     ("Diverging answers, corrupted", "corrupted_divergence_rate", Unit.SHARE),
     ("Right → wrong, corrupted", "corrupted_negative_flip_rate", Unit.SHARE),
+    ("Diverging answers, perturbed", "perturbed_divergence_rate", Unit.SHARE),
     ("Robustness gap", "robustness_gap", Unit.POINTS),
     ("Mean corruption error (reference = 1)", "mce", Unit.RATIO),
 )

@@ -12,7 +12,9 @@
 
   const conditionFits = (corruption, wanted) => {
     if (wanted === "clean") return corruption === "";
-    if (wanted === "corrupted") return corruption !== "";
+    const perturbed = corruption.startsWith("perturbed:");
+    if (wanted === "perturbed") return perturbed;
+    if (wanted === "corrupted") return corruption !== "" && !perturbed;
     return !wanted || corruption === wanted;
   };
 

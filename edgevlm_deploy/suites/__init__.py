@@ -1,4 +1,4 @@
-"""What is asked: clean items, their corrupted variants, and what fits the temperature, in one table."""
+"""What is asked: clean items, their corrupted and perturbed variants, and what fits the temperature."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from edgevlm_runner.contract import Item
 from edgevlm_deploy.recipe import Evaluation
 from edgevlm_deploy.suites.clean import select
 from edgevlm_deploy.suites.corruption import corrupted
+from edgevlm_deploy.suites.perturbation import perturbed
 from edgevlm_deploy.suites.temperature import held_out
 
-__all__ = ["build", "corrupted", "held_out", "select"]
+__all__ = ["build", "corrupted", "held_out", "perturbed", "select"]
 
 
 def build(
@@ -24,11 +25,11 @@ def build(
     Raises DataError when `items` cannot serve as clean items.
     """
     clean = select(items, evaluation.clean_items, seed=evaluation.seed)
-    variants = corrupted(
-        clean,
-        tuple(corruption.value for corruption in evaluation.corruptions),
-        evaluation.severities,
-        evaluation.items_per_condition,
-        seed=evaluation.seed,
+    each, seed = evaluation.items_per_condition, evaluation.seed
+    perturbations = [perturbation.value for perturbation in evaluation.perturbations]
+    return (
+        clean
+        + corrupted(clean, evaluation.corruption_names, evaluation.severities, each, seed=seed)
+        + perturbed(clean, perturbations, evaluation.severities, each, seed=seed)
+        + held_out(calibration, evaluation.temperature_items, seed=seed)
     )
-    return clean + variants + held_out(calibration, evaluation.temperature_items, seed=evaluation.seed)

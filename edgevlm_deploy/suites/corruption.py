@@ -25,14 +25,14 @@ def corrupted(
     comes back to one, so a condition holds as many different pictures as it can and every picture is
     used about equally often. Questions without a picture are left out. With fewer clean items than
     `items_per_condition`, each condition gets them all.
-    Raises DataError when corruptions are asked for and no item has a picture.
+    Raises DataError when conditions are asked for and no item has a picture.
     """
     conditions = [f"{corruption}/{severity}" for corruption in corruptions for severity in severities]
     pool = spread_over_images([item for item in clean if item.image], seed=seed)
     if conditions and not pool:
         raise DataError(
-            "corruptions are asked for, but no clean item has a picture; "
-            "give pictures or set `evaluation.corruptions` to an empty list."
+            "corruptions or perturbations are asked for, but no clean item has a picture; give pictures "
+            "or set `evaluation.corruptions` and `evaluation.perturbations` to empty lists."
         )
     count = min(items_per_condition, len(pool))
     variants: list[Item] = []

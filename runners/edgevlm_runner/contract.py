@@ -18,6 +18,10 @@ FORMAT_VERSION = 1
 CLEAN = "clean"
 TEMPERATURE = "temperature"
 """Condition of clean questions that only the temperature of the confidence is fitted on."""
+PERTURBED = "perturbed:"
+"""How conditions begin that should change no answer at all."""
+PARAPHRASE = "paraphrase"
+"""The perturbation that leaves the picture alone: the item's prompt is the changed question."""
 
 T = TypeVar("T")
 
@@ -26,7 +30,7 @@ T = TypeVar("T")
 class Item:
     """One question that the reference and the artifact both answer.
 
-    A corrupted variant is an item of its own: same `base_id`, other `condition`.
+    A corrupted or perturbed variant is an item of its own: same `base_id`, other `condition`.
     The bundle holds the clean picture only; the corrupted pixels are made where they
     are needed, from (`image_id`, condition, seed of the suite).
     """
@@ -36,7 +40,8 @@ class Item:
     group: str
     """Kind of question, e.g. "count"; "" when the data names none."""
     condition: str
-    """"clean", "temperature" or "<corruption>/<severity>", e.g. "gaussian_noise/3"."""
+    """"clean", "temperature", "<corruption>/<severity>" or "perturbed:<perturbation>/<level>", e.g.
+    "gaussian_noise/3"."""
     image: str
     """Path inside the bundle, or "" for a question without a picture."""
     image_id: str
@@ -47,11 +52,16 @@ class Item:
 
     @property
     def corruption(self) -> Optional[Tuple[str, int]]:
-        """(name, severity), or None for a clean picture."""
+        """(name, severity) of what is done to the picture, perturbations included; None for a clean one."""
         if self.condition in (CLEAN, TEMPERATURE):
             return None
         name, _, severity = self.condition.partition("/")
         return name, int(severity)
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether the change is a perturbation, which may cost nothing, and no corruption."""
+        return self.condition.startswith(PERTURBED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from edgevlm_deploy import metrics, suites
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics import Estimate, Metrics
 from edgevlm_deploy.metrics.consistency import Flip
-from edgevlm_deploy.recipe import Corruption, Evaluation, GateName
+from edgevlm_deploy.recipe import Corruption, Evaluation, GateName, Perturbation
 
 QUICK = Evaluation(bootstrap_resamples=200)
 DEVICE_GATES = {
@@ -135,6 +135,7 @@ def test_robustness_gap_is_paired_with_the_clean_side() -> None:
     assert result.estimates["corrupted_accuracy"].value == pytest.approx(0.5)
     assert result.estimates["relative_robustness"].value == pytest.approx(0.5)
     assert result.estimates["mce"].value is None
+    assert result.estimates["perturbed_divergence_rate"].note == "no perturbed items"
     assert "loses nothing" in result.estimates["mce"].note
     gaps = {row.condition: row.robustness_gap.value for row in result.conditions}
     assert gaps == {"fog/1": 1.0, "fog/3": 1.0, "contrast/1": 0.0, "contrast/3": 0.0}
@@ -184,7 +185,34 @@ def test_without_corrupted_items_their_metrics_are_undefined() -> None:
     result = metrics.compute(items, said, said, QUICK)
     assert result.estimates["relative_robustness"].note == "no corrupted items"
     assert result.estimates["mce"].value is None
+    assert result.estimates["perturbed_divergence_rate"].note == "no perturbed items"
     assert result.conditions == ()
+
+
+def test_perturbed_items_are_neither_clean_nor_corrupted() -> None:
+    items = suites.build(
+        [question(n, image=n) for n in range(40)],
+        Evaluation(
+            corruptions=(Corruption.FOG,),
+            severities=(1, 2),
+            items_per_condition=10,
+            perturbations=(Perturbation.SMALL_SHIFT, Perturbation.PARAPHRASE),
+        ),
+    )
+    said = answers(items, lambda item: True)
+    flipped = {item.id for item in items if item.condition == "perturbed:paraphrase/2"}
+    now = answers(items, lambda item: item.id not in flipped)
+    result = metrics.compute(items, said, now, QUICK)
+    assert (result.clean_items, result.corrupted_items, result.perturbed_items) == (40, 20, 40)
+    assert result.estimates["perturbed_divergence_rate"].value == pytest.approx(0.25)
+    assert result.estimates["perturbed_negative_flip_rate"].value == pytest.approx(0.25)
+    assert result.estimates["corrupted_divergence_rate"].value == 0.0
+    assert (
+        result.estimates["corrupted_accuracy"].value == result.estimates["relative_robustness"].value == 1.0
+    )
+    assert [row.condition for row in result.conditions] == ["fog/1", "fog/2"]
+    rates = {row.perturbation: row.comparison.divergence_rate.value for row in result.perturbations}
+    assert rates == {"perturbed:small_shift": 0.0, "perturbed:paraphrase": 0.5}
 
 
 def test_noise_floor_is_the_divergence_from_itself() -> None:

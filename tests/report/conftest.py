@@ -19,7 +19,7 @@ from edgevlm_deploy import resources, suites
 from edgevlm_deploy.demo import dataset
 from edgevlm_deploy.demo.scenes import Split
 from edgevlm_deploy.metrics import Estimate, Metrics
-from edgevlm_deploy.recipe import Corruption, Evaluation, Gate, GateName
+from edgevlm_deploy.recipe import Corruption, Evaluation, Gate, GateName, Perturbation
 from edgevlm_deploy.verdict import Verdict, judge
 
 WRONG = ("blue", "yes", "no", "2", "left", "<b>ring</b>", "small")
@@ -50,15 +50,17 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
         severities: tuple[int, ...] = (1, 3),
         per_condition: int = 12,
         corruptions: tuple[Corruption, ...] = tuple(Corruption),
+        perturbations: tuple[Perturbation, ...] = (),
     ) -> Case:
-        return case(tmp_path_factory.mktemp("case"), pictures, severities, per_condition, corruptions)
+        folder = tmp_path_factory.mktemp("case")
+        return case(folder, pictures, severities, per_condition, corruptions, perturbations)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def small_case(make_case: Callable[..., Case]) -> Case:
-    return make_case()
+    return make_case(perturbations=tuple(Perturbation))
 
 
 def case(
@@ -67,12 +69,14 @@ def case(
     severities: tuple[int, ...],
     per_condition: int,
     corruptions: tuple[Corruption, ...] = tuple(Corruption),
+    perturbations: tuple[Perturbation, ...] = (),
 ) -> Case:
     """Write, open and judge a bundle; the artifact thinks again about one item in ten."""
     recipe = resources.recipe("default")
     evaluation = Evaluation(
         clean_items=4 * pictures + 1,
         corruptions=corruptions,
+        perturbations=perturbations,
         severities=severities,
         items_per_condition=per_condition,
         bootstrap_resamples=500,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edgevlm_deploy.recipe import Corruption
 from edgevlm_deploy.report import heat_map
 from edgevlm_deploy.report.heat_map import level
 
@@ -14,6 +15,7 @@ from edgevlm_deploy.report.heat_map import level
 def test_every_condition_has_its_cell(small_case: Any) -> None:
     built = heat_map.build(small_case.metrics)
     assert built is not None
+    assert [row.corruption for row in built.rows] == [corruption.value for corruption in Corruption]
     rows = {row.corruption: row for row in built.rows}
     for condition in small_case.metrics.conditions:
         place = built.severities.index(condition.severity)

@@ -179,6 +179,21 @@ def test_the_banner_says_what_the_verdict_says(
     assert ("was not judged: not measured on a device" in text) == (headline == "Inconclusive")
 
 
+def test_perturbations_have_a_table_of_their_own(small_case: Any, tmp_path: Path) -> None:
+    text = rendered(small_case, tmp_path / "report.html")
+    assert "Perturbations: changes that should change no answer" in text
+    for row in small_case.metrics.perturbations:
+        title = row.perturbation.replace("perturbed:", "").replace("_", " ")
+        assert f'<th scope="row">{title}</th>' in text
+    assert len(small_case.metrics.perturbations) == 4
+    items = (
+        small_case.metrics.clean_items,
+        small_case.metrics.corrupted_items,
+        small_case.metrics.perturbed_items,
+    )
+    assert "{:,} clean, {:,} corrupted and {:,} perturbed items".format(*items) in text
+
+
 def test_a_recipe_without_corruptions(make_case: Callable[..., Any], tmp_path: Path) -> None:
     text = rendered(make_case(pictures=12, corruptions=()), tmp_path / "report.html")
     Page(text)

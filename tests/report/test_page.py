@@ -95,10 +95,13 @@ def test_direction_condition_and_kind_narrow_the_gallery(page: Chrome, small_cas
 
 
 def test_one_corruption_and_all_of_them(page: Chrome, small_case: Any) -> None:
-    flips = [one for one in small_case.metrics.flips if one.condition != "clean"]
+    changed = [one for one in small_case.metrics.flips if one.condition != "clean"]
+    flips = [one for one in changed if not one.condition.startswith("perturbed:")]
     condition = Select(page.find_element(By.NAME, "condition"))
     condition.select_by_value("corrupted")
     assert len(visible(page)) == len(flips)
+    condition.select_by_value("perturbed")
+    assert 0 < len(visible(page)) == len(changed) - len(flips)
     name = flips[0].condition.split("/")[0]
     condition.select_by_value(name)
     assert len(visible(page)) == sum(one.condition.startswith(f"{name}/") for one in flips)

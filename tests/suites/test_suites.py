@@ -11,7 +11,7 @@ from edgevlm_runner.contract import TEMPERATURE, Item
 
 from edgevlm_deploy import suites
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.recipe import Corruption, Evaluation
+from edgevlm_deploy.recipe import Corruption, CorruptionProfile, Evaluation, Perturbation
 
 
 def item(number: int, *, group: str = "", image: int | None = 0) -> Item:
@@ -94,6 +94,50 @@ def test_questions_without_a_picture_are_not_corrupted() -> None:
     with pytest.raises(DataError, match="no clean item has a picture"):
         suites.corrupted(clean[:1], ["fog"], [1], 10, seed=0)
     assert suites.corrupted(clean[:1], [], [1], 10, seed=0) == ()
+
+
+def test_perturbed_items_keep_the_picture_or_the_question() -> None:
+    evaluation = Evaluation(
+        clean_items=30,
+        corruptions=(Corruption.FOG,),
+        perturbations=tuple(Perturbation),
+        severities=(2, 5),
+        items_per_condition=4,
+    )
+    table = suites.build(questions(60, pictures=20), evaluation)
+    clean = {one.id: one for one in table if one.condition == "clean"}
+    perturbed = [one for one in table if one.perturbed]
+    assert len(perturbed) == 4 * 2 * 4 and len(table) == 30 + 8 + 32
+    for one in perturbed:
+        base = clean[one.base_id]
+        assert one.corruption is not None and (one.image, one.answers) == (base.image, base.answers)
+        assert (one.prompt == base.prompt) == (one.corruption[0] != "perturbed:paraphrase")
+    reworded = {one.corruption[1]: one.prompt for one in perturbed if one.corruption and one.prompt[0] != "W"}
+    assert reworded == {2: "what is it?", 5: "Please answer: What is it?"}
+
+
+def test_five_rewordings_of_a_question() -> None:
+    clean = [item(number, image=number) for number in range(5)]
+    found = suites.perturbed(clean, ["paraphrase"], [1, 2, 3, 4, 5], 1, seed=0)
+    expected = ("What is it? ", "what is it?", "what is it?", "What is it", "Please answer: What is it?")
+    assert tuple(one.prompt for one in found) == expected
+
+
+def test_the_profile_is_part_of_the_condition() -> None:
+    mild = Evaluation(
+        corruptions=(Corruption.FOG,), severities=(1,), corruption_profile=CorruptionProfile.CIFAR_C
+    )
+    table = suites.build([item(1)], mild)
+    assert [one.condition for one in table] == ["clean", "cifar-c:fog/1"]
+    assert table[1].corruption == ("cifar-c:fog", 1) and not table[1].perturbed
+
+
+def test_the_milder_profile_refuses_what_it_has_no_constants_for() -> None:
+    with pytest.raises(ValueError, match="cifar-c has no constants for block_loss, elastic_transform"):
+        Evaluation(
+            corruptions=(Corruption.FOG, Corruption.BLOCK_LOSS, Corruption.ELASTIC_TRANSFORM),
+            corruption_profile=CorruptionProfile.CIFAR_C,
+        )
 
 
 def test_unusable_items_are_refused() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from edgevlm_runner.bundle import Bundle, open_bundle
-from edgevlm_runner.corrupt import CORRUPTIONS, SEVERITIES, corrupt
+from edgevlm_runner.corrupt import CONDITIONS, SEVERITIES, corrupt
 from edgevlm_runner.inputs import from_item, load_tokenizer
 from edgevlm_runner.preprocess import load_image
 from PIL import Image
@@ -38,7 +38,7 @@ def corrupted(bundle: Bundle, pictures: int) -> dict[str, str]:
     opened: list[Image.Image] = [load_image(bundle.path(name)) for name in names]
     opened.append(_camera_picture())
     digests = {}
-    for corruption in CORRUPTIONS:
+    for corruption in CONDITIONS:
         for severity in SEVERITIES:
             sha256 = hashlib.sha256()
             for number, picture in enumerate(opened):
