@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, Answer, Item, read_jsonl
+from edgevlm_runner.contract import CLEAN, PERTURBED, TEMPERATURE, Answer, Item, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
 from edgevlm_deploy import bundle as bundles
@@ -59,6 +59,13 @@ class Part(str, Enum):
     CORRUPTED = "corrupted"
     CORRUPTION = "corruption"
     """One corruption at all its severities."""
+    PERTURBED = "perturbed"
+    PERTURBATION = "perturbation"
+    """One change that should change no answer."""
+
+
+WHOLE = (Part.CLEAN, Part.CORRUPTED, Part.PERTURBED)
+"""Every item is in one of these, and in at most one of the parts that they are made of."""
 
 
 class Row(Frozen):
@@ -66,7 +73,7 @@ class Row(Frozen):
 
     part: Part
     name: str
-    """Kind of question or corruption; "" for all clean or all corrupted items."""
+    """Kind of question, corruption or perturbation; "" for all items of a whole."""
     comparison: Comparison
     """With A as the reference: `accuracy_drop` is accuracy of A minus accuracy of B."""
     negative: int
@@ -87,6 +94,10 @@ class Row(Frozen):
     risen: int
     """Items whose confidence is higher in B by `MOVED` or more."""
     fallen: int
+
+    @property
+    def whole(self) -> bool:
+        return self.part in WHOLE
 
 
 class ItemPair(Frozen):
@@ -134,13 +145,13 @@ class Compared:
     metrics: Metrics
     """Of B on the common items, with A as its reference."""
     same_seed: bool
-    """False when the two made their corrupted pictures from different seeds: none of those is compared."""
+    """False when the two changed their pictures from different seeds: only clean items are compared."""
 
     @property
     def left_out(self) -> tuple[int, int]:
         """Items that only A has, and items that only B has."""
         common = self.differences.items
-        return len(self.a.bundle.items) - common, len(self.b.bundle.items) - common
+        return len(_counted(self.a.bundle.items)) - common, len(_counted(self.b.bundle.items)) - common
 
     def to_json(self) -> dict[str, Any]:
         only_a, only_b = self.left_out
@@ -191,10 +202,11 @@ def compare(a: Side, b: Side) -> Compared:
     """
     evaluation = bundles.recipe(b.bundle).evaluation
     same_seed = a.bundle.manifest["seeds"]["evaluation"] == b.bundle.manifest["seeds"]["evaluation"]
-    items = common_items(a.bundle.items, b.bundle.items, same_seed)
+    mine, others = _counted(a.bundle.items), _counted(b.bundle.items)
+    items = common_items(mine, others, same_seed)
     if not items:
         raise DataError(
-            f"A has {len(a.bundle.items):,} items and B {len(b.bundle.items):,}, and no item is in both: "
+            f"A has {len(mine):,} items and B {len(others):,}, and no item is in both: "
             "expected bundles with the same questions about the same pictures. Compile both with the same "
             "--data."
         )
@@ -202,11 +214,16 @@ def compare(a: Side, b: Side) -> Compared:
     return Compared(a, b, found, metrics.compute(items, a.answers, b.answers, evaluation), same_seed)
 
 
+def _counted(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Without the questions that only the temperature is fitted on: no metric counts them."""
+    return tuple(item for item in items if item.condition != TEMPERATURE)
+
+
 def common_items(a: Sequence[Item], b: Sequence[Item], same_seed: bool) -> tuple[Item, ...]:
     """Items that are in both, in the order of `b`: same id, question, picture, condition and answers.
 
-    Corrupted pixels come from a seed, so without the same one no corrupted item is the same. A variant
-    is left out with its clean item.
+    Corrupted and perturbed pixels come from a seed, so without the same one only clean items are the same.
+    A variant is left out with its clean item.
     """
     there = set(a)
     both = [item for item in b if item in there and (same_seed or item.condition == CLEAN)]
@@ -247,15 +264,20 @@ def differences(
 
 
 def _subsets(pairs: Pairs) -> Iterator[tuple[Part, str, Subset]]:
-    clean, corrupted = Subset("clean", pairs.clean), Subset("corrupted", ~pairs.clean)
+    clean, perturbed = Subset("clean", pairs.clean), Subset("perturbed", pairs.perturbed)
+    corrupted = Subset("corrupted", ~pairs.clean & ~pairs.perturbed)
     yield Part.CLEAN, "", clean
     for name, subset in partition(pairs, "group", clean, lambda item: item.group).items():
         yield Part.GROUP, name, subset
-    if not pairs.clean.all():
-        yield Part.CORRUPTED, "", corrupted
-    by_corruption = partition(pairs, "corruption", corrupted, lambda item: (item.corruption or ("", 0))[0])
-    for name, subset in by_corruption.items():
-        yield Part.CORRUPTION, name, subset
+    for whole, part, subset in (
+        (Part.CORRUPTED, Part.CORRUPTION, corrupted),
+        (Part.PERTURBED, Part.PERTURBATION, perturbed),
+    ):
+        if subset.mask.any():
+            yield whole, "", subset
+        by_name = partition(pairs, part.value, subset, lambda item: (item.corruption or ("", 0))[0])
+        for name, one in by_name.items():
+            yield part, name.removeprefix(PERTURBED), one
 
 
 def _row(table: Table, part: Part, name: str, subset: Subset) -> Row:

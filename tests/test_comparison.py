@@ -170,6 +170,19 @@ def test_numbers_are_those_of_the_report() -> None:
     assert [one.id for one in found.changed] == [one.id for one in report.flips]
 
 
+def test_perturbed_items_are_no_corrupted_ones() -> None:
+    clean = [question(n) for n in range(4)]
+    items = (*clean, *suites.perturbed(clean, ["small_shift"], (1,), 4, seed=0))
+    moved = [item.id for item in items if item.perturbed]
+    found = differences(items, said(items, {}), said(items, {moved[0]: "red"}), QUICK)
+    assert rows(found) == {
+        ("clean", ""): (0, 0, 0, 0),
+        ("group", "colour"): (0, 0, 0, 0),
+        ("perturbed", ""): (1, 0, 0, 0),
+        ("perturbation", "small_shift"): (1, 0, 0, 0),
+    }
+
+
 def test_only_the_same_item_is_common() -> None:
     items = table(6)
     assert common_items(items, items, True) == items

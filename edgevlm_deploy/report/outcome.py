@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgevlm_deploy.comparison import Compared, Differences, Part
+from edgevlm_deploy.comparison import WHOLE, Compared, Differences
 from edgevlm_deploy.report.quantity import TITLES
 from edgevlm_deploy.verdict import Outcome, Verdict
 
@@ -72,7 +72,7 @@ def throttling(evidence: Mapping[str, Any]) -> str:
 
 def changes(found: Differences) -> str:
     """How many answers differ and which way, in one sentence."""
-    rows = found.of(Part.CLEAN, Part.CORRUPTED)
+    rows = found.of(*WHOLE)
     if not found.changed:
         return f"B gives A's answer to each of {found.items:,} items."
     counts = (
@@ -92,9 +92,7 @@ def comparability(compared: Compared) -> list[str]:
     if only_a or only_b:
         found.append(f"Left out: {only_a:,} items that only A has and {only_b:,} that only B has.")
     if not compared.same_seed:
-        found.append(
-            "A and B corrupted their pictures from different seeds, so no corrupted item is compared."
-        )
+        found.append("A and B changed their pictures from different seeds, so only clean items are compared.")
     if compared.a.bundle.manifest["source"] != compared.b.bundle.manifest["source"]:
         found.append("A and B were compiled from different checkpoints.")
     for name, side in (("A", compared.a), ("B", compared.b)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevlm_runner.bundle import Bundle
 
-from edgevlm_deploy.comparison import Compared, Differences, Part
+from edgevlm_deploy.comparison import Compared, Differences
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.report import inventory
@@ -124,9 +124,10 @@ def comparison_table(compared: Compared) -> str:
     for column in ("accuracy drop", "p", "confidence change"):
         table.add_column(column)
     for row in found.rows:
-        whole = row.part in (Part.CLEAN, Part.CORRUPTED)
         table.add_row(
-            Text(row.part.value if whole else f"  {row.name or 'not named'}", "bold" if whole else ""),
+            Text(
+                row.part.value if row.whole else f"  {row.name or 'not named'}", "bold" if row.whole else ""
+            ),
             *(f"{count:,}" for count in (row.comparison.n, row.negative, row.positive, row.still_wrong)),
             estimated(row.comparison.accuracy_drop, Unit.POINTS),
             f"{row.mcnemar_p:.2g}",

@@ -12,7 +12,7 @@ from edgevlm_runner.contract import Answer, read_jsonl
 from report.test_html import Page
 
 from edgevlm_deploy import comparison
-from edgevlm_deploy.comparison import Compared, Part, Side
+from edgevlm_deploy.comparison import WHOLE, Compared, Part, Side
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.report import comparison as page
 from edgevlm_deploy.report import outcome, terminal
@@ -77,7 +77,7 @@ def test_the_page_says_what_the_json_says(compared: Compared, text: str) -> None
 
 def test_the_sentence_counts_every_changed_answer(compared: Compared) -> None:
     found = compared.differences
-    rows = found.of(Part.CLEAN, Part.CORRUPTED)
+    rows = found.of(*WHOLE)
     counted = sum(row.negative + row.positive + row.still_wrong + row.still_right for row in rows)
     assert counted == len(found.changed)
     assert outcome.changes(found).startswith(f"B answers {counted:,} of {found.items:,} items differently")
@@ -124,12 +124,21 @@ def test_other_pixels_are_other_items(small_case: Any, tmp_path: Path) -> None:
     a, b = sides(small_case)
     other = with_items(a, a.bundle.items, seeds={"evaluation": 1, "calibration": 0})
     compared = comparison.compare(other, b)
-    assert not compared.differences.of(Part.CORRUPTED, Part.CORRUPTION)
+    assert {row.part for row in compared.differences.rows} == {Part.CLEAN, Part.GROUP}
     assert compared.differences.items == small_case.metrics.clean_items
     assert "different seeds" in terminal.comparison_table(compared)
     page.render(compared, tmp_path / "clean.html")
     text = (tmp_path / "clean.html").read_text(encoding="utf-8")
     assert "different seeds" in text and 'id="corruption"' not in text
+
+
+def test_what_fits_the_temperature_is_no_item_of_either(small_case: Any) -> None:
+    a, b = sides(small_case)
+    first = a.bundle.items[0]
+    extra = dataclasses.replace(first, id="t@temperature", base_id="t@temperature", condition="temperature")
+    compared = comparison.compare(with_items(a, [*a.bundle.items, extra]), b)
+    assert compared.left_out == (0, 0)
+    assert all(one.condition != "temperature" for one in compared.differences.changed)
 
 
 def test_another_checkpoint_and_an_emulation_are_named(small_case: Any) -> None:
