@@ -137,6 +137,10 @@ def validate(
     from edgevlm_deploy import validation
     from edgevlm_deploy.progress import Progress
 
+    if device and emulate:
+        raise typer.BadParameter(
+            "goes without --device: a device runs the graphs itself.", param_hint="--emulate"
+        )
     to = devices.named(device, device_python, device_timeout) if device else None
     with Progress(quiet=as_json) as progress:
         done = validation.validate(bundle, allow_failing, progress, to, emulate)

@@ -75,6 +75,7 @@ def test_tables_for_people_and_json_for_machines() -> None:
         (("diff", "reference", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("compile", "demo"), 2, "--target"),
         (("lint", "nowhere.onnx", "--target", "orin"), 11, "nowhere.onnx"),
+        (("validate", "x.edgevlm", "--device", "adb", "--emulate"), 2, "goes without --device"),
         (("lint", "nowhere.onnx", "--target", "host-cpu"), 12, "host-cpu has no TensorRT"),
         (("lint", "nowhere.onnx", "--target", "orin", "--profile", "x=1:2"), 2, "expected INPUT=MIN:OPT:MAX"),
     ],

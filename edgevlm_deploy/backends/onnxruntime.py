@@ -12,7 +12,6 @@ from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy.backends import CompiledGraphs
 from edgevlm_deploy.backends.half import half_precision, in_half
-from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedTable
 
@@ -68,12 +67,7 @@ def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Pat
         readback.check(path, quantized.table, modules)
         files += written
         found |= modules
-    missing = sorted(set(quantized.table) - found)
-    if missing:
-        raise ExportError(
-            f"No matrix product was found in the graphs for {', '.join(missing)}; "
-            "these modules would have stayed in floating point."
-        )
+    quantized.table.require(found)
     return files
 
 

@@ -48,10 +48,13 @@ def compile(
 
     made = in_half(quantized or QuantizedModel(QuantizedTable({})))
 
-    def load() -> Any:
-        return _half_scaling(half_precision(load_source()))
+    chosen = dialect(plan.target, with_int4=any(linear.bits == 4 for linear in made.table.values()))
 
-    files = _write(load(), made, spec, out_dir, plan.target)
+    def load() -> Any:
+        source = half_precision(load_source())
+        return _half_scaling(source) if chosen.half else source
+
+    files = _write(load(), made, spec, out_dir, chosen)
     estimates = _lint(spec, out_dir, plan.target)
     reference = fakequant.apply(load(), made)
     verification = verify(reference, made.table, spec, out_dir, samples)
@@ -132,9 +135,7 @@ def profiles(target: Target, spec: ModelSpec, usual_tiles: int | None, usual_tok
     }
 
 
-def _write(
-    source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Path, target: Target
-) -> list[Path]:
+def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Path, chosen: Any) -> list[Path]:
     """Export one component after the other, so that one float graph at a time is in memory."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -143,7 +144,6 @@ def _write(
     from edgevlm_deploy.quantize import fakequant
 
     table = quantized.table
-    chosen = dialect(target, with_int4=any(linear.bits == 4 for linear in table.values()))
     fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
     exporters: dict[str, Callable[[], Any]] = {
         "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),
@@ -164,12 +164,7 @@ def _write(
         files += graph.save(model, path)
         readback.check(path, table, modules)
         found |= modules
-    missing = sorted(set(table) - found)
-    if missing:
-        raise ExportError(
-            f"No matrix product was found in the graphs for {', '.join(missing)}; "
-            "these modules would have stayed in floating point."
-        )
+    table.require(found)
     return files
 
 

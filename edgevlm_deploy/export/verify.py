@@ -70,8 +70,6 @@ def verify(
 
     Raises ExportError when the exact graphs differ from it by more than `TOLERANCE`.
     """
-    if not samples:
-        raise ExportError("Verification needs at least one sample, got none.")
     with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
         directory = Path(temporary)
         exact = {name: write_exact(root / path, directory) for name, path in spec.graphs.items()}
@@ -84,19 +82,29 @@ def verify(
         with OnnxRuntime(Path("/"), exact_spec, optimize=False) as runner:
             runner.start(spec.max_context)
             check_same_tokens(runner, exact_spec, samples, observed, "a cache that is copied")
-    compared = [
-        compare(reference, table, spec, *pair, TOLERANCE) for pair in zip(samples, observed, strict=True)
-    ]
     with OnnxRuntime(root, spec) as shipped:
-        shipped.start(spec.max_context)
-        measured = [measure(shipped, spec, *pair) for pair in zip(samples, observed, strict=True)]
-    return summary(observed, compared, measured)
+        return conclude(reference, table, spec, samples, observed, shipped, TOLERANCE)
 
 
-def summary(
-    observed: Sequence[Observed], compared: Sequence[Compared], measured: Sequence[Measured]
+def conclude(
+    reference: Any,
+    table: QuantizedTable,
+    spec: ModelSpec,
+    samples: Sequence[Inputs],
+    observed: Sequence[Observed],
+    shipped: Runtime,
+    tolerance: float,
 ) -> Verification:
-    """The worst of all samples."""
+    """The exact graphs' answers against torch, the shipped graphs against those; the worst of all samples.
+
+    Raises ExportError when the exact graphs differ by more than `tolerance`.
+    """
+    if not samples:
+        raise ExportError("Verification needs at least one sample, got none.")
+    pairs = list(zip(samples, observed, strict=True))
+    compared = [compare(reference, table, spec, *pair, tolerance) for pair in pairs]
+    shipped.start(spec.max_context)
+    measured = [measure(shipped, spec, *pair) for pair in pairs]
     return Verification(
         samples=len(observed),
         tokens=sum(len(one.generation.token_ids) for one in observed),

@@ -18,16 +18,13 @@ from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes.litert import LiteRt
 from numpy.typing import NDArray
 
-from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.verify import (
     TOKENS,
     Floats,
     Verification,
     check_same_tokens,
-    compare,
-    measure,
+    conclude,
     observe,
-    summary,
 )
 from edgevlm_deploy.quantize.table import QuantizedTable
 
@@ -64,8 +61,6 @@ def verify(
     Short questions run on short caches; a second run takes the longest one, and copies it.
     Raises ExportError when the float file differs from torch by more than `TOLERANCE`.
     """
-    if not samples:
-        raise ExportError("Verification needs at least one sample, got none.")
     roomy = dataclasses.replace(spec, max_new_tokens=TOKENS)
     with ObservedLiteRt(exact_root, roomy) as runtime:
         runtime.clear()
@@ -73,10 +68,5 @@ def verify(
     longest = dataclasses.replace(spec, max_new_tokens=spec.max_context)
     with LiteRt(exact_root, longest, in_place=False) as copying:
         check_same_tokens(copying, spec, samples, observed, "short caches in place")
-    nothing = QuantizedTable({})
-    compared = [
-        compare(reference, nothing, spec, *pair, TOLERANCE) for pair in zip(samples, observed, strict=True)
-    ]
     with LiteRt(root, roomy) as shipped:
-        measured = [measure(shipped, spec, *pair) for pair in zip(samples, observed, strict=True)]
-    return summary(observed, compared, measured)
+        return conclude(reference, QuantizedTable({}), spec, samples, observed, shipped, TOLERANCE)

@@ -20,18 +20,14 @@ from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes.emulation import EmulatedTensorRt
 from numpy.typing import NDArray
 
-from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export import graph
 from edgevlm_deploy.export.passes import widen
 from edgevlm_deploy.export.verify import (
     TOLERANCE,
     Floats,
     Verification,
-    check_same_tokens,
-    compare,
-    measure,
+    conclude,
     observe,
-    summary,
 )
 from edgevlm_deploy.quantize.table import QuantizedTable
 
@@ -84,8 +80,6 @@ def verify(
 
     Raises ExportError when the widened graphs differ from it by more than `TOLERANCE`.
     """
-    if not samples:
-        raise ExportError("Verification needs at least one sample, got none.")
     with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
         exact = Path(temporary)
         for name in spec.graphs.values():
@@ -94,15 +88,8 @@ def verify(
         with ObservedTensorRt(exact, spec) as runtime:
             runtime.start(spec.max_context)
             observed = [observe(runtime, spec, sample) for sample in samples]
-            runtime.start(spec.max_context)
-            check_same_tokens(runtime, spec, samples[:1], observed[:1], "an empty cache")
-    compared = [
-        compare(reference, table, spec, *pair, TOLERANCE) for pair in zip(samples, observed, strict=True)
-    ]
     with EmulatedTensorRt(root, spec) as shipped:
-        shipped.start(spec.max_context)
-        measured = [measure(shipped, spec, *pair) for pair in zip(samples, observed, strict=True)]
-    return summary(observed, compared, measured)
+        return conclude(reference, table, spec, samples, observed, shipped, TOLERANCE)
 
 
 def write_observable(path: Path, out: Path) -> None:

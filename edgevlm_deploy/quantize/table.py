@@ -7,7 +7,7 @@ carry its integers, and each exporter reads its own file back to prove that.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm_deploy.errors import QuantizationError
+from edgevlm_deploy.errors import ExportError, QuantizationError
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,15 @@ class QuantizedTable(Mapping[str, QuantizedLinear]):
 
     def __len__(self) -> int:
         return len(self.modules)
+
+    def require(self, written: Collection[str]) -> None:
+        """Raises ExportError unless every module of the table is among those that a graph holds."""
+        missing = sorted(set(self.modules) - set(written))
+        if missing:
+            raise ExportError(
+                f"No matrix product was found in the graphs for {', '.join(missing)}; "
+                "these modules would have stayed in floating point."
+            )
 
     def save(self, directory: Path) -> None:
         """Write `table.safetensors` and `table.json` into `directory`."""
