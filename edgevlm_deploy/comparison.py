@@ -24,12 +24,12 @@ from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics import Estimate, Metrics
 from edgevlm_deploy.metrics.accuracy import RIGHT_FROM
+from edgevlm_deploy.metrics.compared import compare as compare_subset
+from edgevlm_deploy.metrics.compared import partition, per_item
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.estimates import Subset, Table, mean
 from edgevlm_deploy.metrics.pairs import Pairs, pair
 from edgevlm_deploy.metrics.statistics import bootstrap, mcnemar
-from edgevlm_deploy.metrics.summary import compare as compare_subset
-from edgevlm_deploy.metrics.summary import partition, per_item
 from edgevlm_deploy.metrics.tables import Comparison
 from edgevlm_deploy.recipe import Evaluation
 

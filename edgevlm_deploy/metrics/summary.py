@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from edgevlm_runner.contract import TEMPERATURE, Answer, Item
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import abstention, confidence, robustness, temperature
+from edgevlm_deploy.metrics import abstention, confidence, corruption, temperature
+from edgevlm_deploy.metrics.compared import compare, expected_calibration_error, partition, per_item
 from edgevlm_deploy.metrics.consistency import Flip
-from edgevlm_deploy.metrics.estimates import Statistic, Subset, Table, independent, mean, undefined
+from edgevlm_deploy.metrics.estimates import Subset, Table, mean
 from edgevlm_deploy.metrics.pairs import Pairs, pair
-from edgevlm_deploy.metrics.robustness import ratio
-from edgevlm_deploy.metrics.statistics import Estimate, Totals, bootstrap, mcnemar, wilson
+from edgevlm_deploy.metrics.statistics import Estimate, bootstrap, mcnemar
 from edgevlm_deploy.metrics.tables import (
-    Comparison,
-    ConditionRow,
-    CorruptionRow,
     FlippedItem,
     GroupRow,
     Metrics,
@@ -77,8 +73,8 @@ def compute(
         images=totals.clusters,
         estimates=_clean_estimates(table, clean)
         | abstention.estimates(table, clean, evaluation)
-        | _corrupted_estimates(table, clean, corrupted, list(conditions.values()))
-        | _mean_corruption_errors(table, clean, corrupted, conditions, list(corruptions))
+        | corruption.estimates(table, clean, corrupted, list(conditions.values()))
+        | corruption.mean_errors(table, clean, corrupted, conditions, list(corruptions))
         | {
             "perturbed_divergence_rate": table.rate(perturbed, "diverged"),
             "perturbed_negative_flip_rate": table.rate(perturbed, "negative"),
@@ -87,9 +83,12 @@ def compute(
         groups=tuple(
             GroupRow(group=name, comparison=compare(table, subset)) for name, subset in groups.items()
         ),
-        conditions=tuple(_condition_row(table, name, subset) for name, subset in conditions.items()),
+        conditions=tuple(
+            corruption.condition_row(table, name, subset) for name, subset in conditions.items()
+        ),
         corruptions=tuple(
-            _corruption_row(table, name, subset, clean, conditions) for name, subset in corruptions.items()
+            corruption.corruption_row(table, name, subset, clean, conditions)
+            for name, subset in corruptions.items()
         ),
         perturbations=tuple(
             PerturbationRow(perturbation=name, comparison=compare(table, subset))
@@ -129,69 +128,17 @@ def _name(item: Item) -> str:
     return (item.corruption or ("", 0))[0]
 
 
-def partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) -> dict[str, Subset]:
-    """Subsets of `of` by key, in the order in which keys first occur."""
-    keys = [key(item) if inside else None for item, inside in zip(pairs.items, of.mask, strict=True)]
-    return {
-        value: Subset(f"{kind} {value!r}", np.array([one == value for one in keys], dtype=np.bool_))
-        for value in dict.fromkeys(keys)
-        if value is not None
-    }
-
-
-def per_item(pairs: Pairs) -> dict[str, Floats]:
-    """Per-item numbers whose totals make up every metric."""
-    reference_drop = pairs.reference_clean_accuracy - pairs.reference_accuracy
-    artifact_drop = pairs.artifact_clean_accuracy - pairs.artifact_accuracy
-    columns: dict[str, Floats] = {
-        "n": np.ones(len(pairs.items)),
-        "reference_accuracy": pairs.reference_accuracy,
-        "artifact_accuracy": pairs.artifact_accuracy,
-        "accuracy_drop": pairs.reference_accuracy - pairs.artifact_accuracy,
-        "robustness_gap": robustness.robustness_gap(artifact_drop, reference_drop),
-        "diverged": pairs.diverged.astype(np.float64),
-        "negative": np.array([kind is Flip.NEGATIVE for kind in pairs.flips], dtype=np.float64),
-        "positive": np.array([kind is Flip.POSITIVE for kind in pairs.flips], dtype=np.float64),
-    }
-    for whose, said, right in (
-        ("reference", pairs.reference_confidence, pairs.reference_accuracy),
-        ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
-    ):
-        bins = confidence.bin_of(said)
-        # Bins of equal size are of the clean items; a resample keeps the bins that were observed.
-        masses = np.full(len(pairs.items), -1)
-        masses[pairs.clean] = confidence.mass_bin_of(said[pairs.clean])
-        for number in range(confidence.BINS):
-            columns[f"bin {whose} {number}"] = np.where(bins == number, right - said, 0.0)
-            columns[f"bin {whose} mass {number}"] = np.where(masses == number, right - said, 0.0)
-        columns[f"bin {whose} brier"] = np.square(said - right)
-    columns["bin brier_increase"] = columns["bin artifact brier"] - columns["bin reference brier"]
-    return columns
-
-
-def _ece(subset: Subset, whose: str) -> Statistic:
-    """`whose`: "artifact" or "reference"; with " mass" after it, over bins of equal size."""
-    bins = [f"{subset.name} bin {whose} {number}" for number in range(confidence.BINS)]
-    return lambda totals: ratio(sum(abs(totals[name]) for name in bins), totals[f"{subset.name} n"])
-
-
-def compare(table: Table, subset: Subset) -> Comparison:
-    return Comparison(
-        n=table.size(subset)[0],
-        reference_accuracy=table.rate(subset, "reference_accuracy"),
-        artifact_accuracy=table.rate(subset, "artifact_accuracy"),
-        accuracy_drop=table.difference(subset, "accuracy_drop"),
-        divergence_rate=table.rate(subset, "diverged"),
-        negative_flip_rate=table.rate(subset, "negative"),
-        positive_flip_rate=table.rate(subset, "positive"),
-    )
-
-
 def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
     pairs, mask = table.pairs, clean.mask
     compared = compare(table, clean)
-    ece, reference_ece = _ece(clean, "artifact"), _ece(clean, "reference")
-    adaptive, reference_adaptive = _ece(clean, "artifact mass"), _ece(clean, "reference mass")
+    ece, reference_ece = (
+        expected_calibration_error(clean, "artifact"),
+        expected_calibration_error(clean, "reference"),
+    )
+    adaptive, reference_adaptive = (
+        expected_calibration_error(clean, "artifact mass"),
+        expected_calibration_error(clean, "reference mass"),
+    )
     n, clusters = table.size(clean)
 
     def point(value: float | None) -> Estimate:
@@ -220,136 +167,6 @@ def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
         "mean_max_prob": point(float(pairs.artifact_max_prob[mask].mean())),
         "reference_mean_max_prob": point(float(pairs.reference_max_prob[mask].mean())),
     }
-
-
-def _corrupted_estimates(
-    table: Table, clean: Subset, corrupted: Subset, conditions: Sequence[Subset]
-) -> dict[str, Estimate]:
-    result = {
-        "robustness_gap": table.difference(corrupted, "robustness_gap"),
-        "corrupted_divergence_rate": table.rate(corrupted, "diverged"),
-        "corrupted_negative_flip_rate": table.rate(corrupted, "negative"),
-        "corrupted_positive_flip_rate": table.rate(corrupted, "positive"),
-        "corrupted_ece": table.calibration(corrupted, _ece(corrupted, "artifact"), 0.0),
-    }
-    for prefix, whose in (("", "artifact"), ("reference_", "reference")):
-        result |= {
-            f"{prefix}{name}": estimate
-            for name, estimate in _robustness(table, clean, corrupted, conditions, whose).items()
-        }
-    return result
-
-
-def _robustness(
-    table: Table, clean: Subset, corrupted: Subset, conditions: Sequence[Subset], whose: str
-) -> dict[str, Estimate]:
-    """RS, mean drop and corrupted accuracy of one model. Every condition counts the same."""
-    column, why = f"{whose}_accuracy", "no corrupted items"
-    clean_mean, means = mean(clean, column), [mean(condition, column) for condition in conditions]
-    if not means:
-        names = ("corrupted_accuracy", "relative_robustness", "mean_accuracy_drop")
-        return {name: undefined(why) for name in names}
-
-    def corrupted_mean(totals: Totals) -> Any:
-        return sum(one(totals) for one in means) / len(means)
-
-    def relative(totals: Totals) -> Any:
-        return robustness.relative_robustness(clean_mean(totals), [one(totals) for one in means])
-
-    def drop(totals: Totals) -> Any:
-        return robustness.mean_accuracy_drop(clean_mean(totals), [one(totals) for one in means])
-
-    trials = independent(*table.size(corrupted))
-    base = clean_mean(table.totals.observed)
-    low, high = wilson(corrupted_mean(table.totals.observed) * trials, trials, table.level)
-    scaled = (low / base, high / base) if base > 0 else None
-    no_ratio = f"the {whose}'s clean accuracy is zero"
-    return {
-        "corrupted_accuracy": table.statistic(corrupted, corrupted_mean, why, (low, high)),
-        "relative_robustness": table.statistic(corrupted, relative, no_ratio, scaled),
-        "mean_accuracy_drop": table.statistic(corrupted, drop, why, (base - high, base - low)),
-    }
-
-
-def _corruption_error(corruption: str, conditions: Mapping[str, Subset]) -> Statistic:
-    """CE of one corruption as a function of totals."""
-
-    def statistic(totals: Totals) -> Any:
-        artifact = _by_severity(totals, corruption, conditions, "artifact")
-        return robustness.corruption_error(
-            artifact, _by_severity(totals, corruption, conditions, "reference")
-        )
-
-    return statistic
-
-
-def _relative_corruption_error(corruption: str, conditions: Mapping[str, Subset], clean: Subset) -> Statistic:
-    """Relative CE of one corruption as a function of totals."""
-
-    def statistic(totals: Totals) -> Any:
-        return robustness.relative_corruption_error(
-            _by_severity(totals, corruption, conditions, "artifact"),
-            mean(clean, "artifact_accuracy")(totals),
-            _by_severity(totals, corruption, conditions, "reference"),
-            mean(clean, "reference_accuracy")(totals),
-        )
-
-    return statistic
-
-
-def _by_severity(
-    totals: Totals, corruption: str, conditions: Mapping[str, Subset], whose: str
-) -> dict[int, Any]:
-    return {
-        int(name.partition("/")[2]): mean(subset, f"{whose}_accuracy")(totals)
-        for name, subset in conditions.items()
-        if name.partition("/")[0] == corruption
-    }
-
-
-def _mean_corruption_errors(
-    table: Table,
-    clean: Subset,
-    corrupted: Subset,
-    conditions: Mapping[str, Subset],
-    corruptions: Sequence[str],
-) -> dict[str, Estimate]:
-    """mCE and relative mCE with the reference as base: above 1 the artifact suffers more."""
-    absolute = [_corruption_error(name, conditions) for name in corruptions]
-    relative = [_relative_corruption_error(name, conditions, clean) for name in corruptions]
-    why = "the reference loses nothing under some corruption" if corruptions else "no corrupted items"
-
-    def mean_of(statistics: Sequence[Statistic]) -> Statistic:
-        return lambda totals: robustness.mean_corruption_error([one(totals) for one in statistics])
-
-    return {
-        "mce": table.statistic(corrupted, mean_of(absolute), why),
-        "relative_mce": table.statistic(corrupted, mean_of(relative), why),
-    }
-
-
-def _condition_row(table: Table, condition: str, subset: Subset) -> ConditionRow:
-    corruption, _, severity = condition.partition("/")
-    return ConditionRow(
-        condition=condition,
-        corruption=corruption,
-        severity=int(severity),
-        comparison=compare(table, subset),
-        robustness_gap=table.difference(subset, "robustness_gap"),
-    )
-
-
-def _corruption_row(
-    table: Table, corruption: str, subset: Subset, clean: Subset, conditions: Mapping[str, Subset]
-) -> CorruptionRow:
-    observed = table.totals.observed
-    return CorruptionRow(
-        corruption=corruption,
-        comparison=compare(table, subset),
-        robustness_gap=table.difference(subset, "robustness_gap"),
-        corruption_error=_corruption_error(corruption, conditions)(observed),
-        relative_corruption_error=_relative_corruption_error(corruption, conditions, clean)(observed),
-    )
 
 
 def _scaling(pairs: Pairs, held_out: Pairs) -> dict[str, Scaling]:
