@@ -1,0 +1,23 @@
+"""The command line. It parses, calls the layer below and prints; heavy imports wait for a command."""
+
+from __future__ import annotations
+
+import sys
+
+from edgevlm_deploy.cli import compilation, inspection, listing
+from edgevlm_deploy.cli.application import EPILOG, app
+from edgevlm_deploy.errors import EXIT_INTERRUPTED, EdgeVlmError
+
+__all__ = ["EPILOG", "app", "compilation", "inspection", "listing", "main"]
+
+
+def main() -> None:
+    """Entry point: errors become one message on standard error and the exit code of their cause."""
+    try:
+        app()
+    except EdgeVlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; finished stages are kept, run the same command to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,175 @@
+"""From a model to a sealed artifact: compile, validate, run, package."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgevlm_deploy.cli.application import AllowFailing, AsJson, BundlePath, Emulate, app, show
+
+
+class Form(str, Enum):
+    """What `package` makes; the same values as `package.Form`, which is imported when it runs."""
+
+    FOLDER = "folder"
+    LITERTLM = "litertlm"
+    QUALCOMM = "qualcomm"
+
+
+@app.command("compile", epilog="Example: edgevlm compile demo --target host-cpu --recipe default")
+def compile_(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or `demo`.")],
+    target: Annotated[str, typer.Option(help="Name of a target, or a YAML file.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Name of a recipe, or a YAML file; the target's own by default.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Evaluation items: JSONL, VQAv2, POPE or folder.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Calibration samples; without it they are split off --data.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures that --data names.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision (branch, tag or commit).")] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Take hub models from the local cache only.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the bundle, its evidence and finished stages.")
+    ] = Path("build"),
+    evidence: Annotated[
+        bool, typer.Option("--evidence/--no-evidence", help="Run and judge the bundle on this machine.")
+    ] = True,
+    allow_failing: AllowFailing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantise, export and pack MODEL for a target; then run, judge and seal it."""
+    from edgevlm_deploy import pipeline, validation
+    from edgevlm_deploy.progress import Progress
+
+    order = pipeline.Order(
+        model=model,
+        target=target,
+        recipe=recipe,
+        data=data,
+        calibration=calibration,
+        images=images,
+        revision=revision,
+        offline=offline,
+        out=out,
+    )
+    with Progress(quiet=as_json) as progress:
+        bundle = pipeline.compile(order, progress)
+        # A board's own software is there only on the board.
+        emulate = pipeline.needs_emulation(order)
+        done = validation.validate(bundle, allow_failing, progress, emulate=emulate) if evidence else None
+    if done is None:
+        show({"bundle": str(bundle)}, as_json, f"{bundle} (no evidence yet: edgevlm validate {bundle})")
+    else:
+        _finish(done, as_json)
+
+
+@app.command(
+    epilog="Example: edgevlm validate build/demo-host-cpu.edgevlm, or with --device adb on a phone. A device "
+    "needs Python 3.8 or later with numpy, Pillow, tokenizers and the bundle's runtime, but no edgevlm."
+)
+def validate(
+    bundle: BundlePath,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Run it there: adb, adb:SERIAL, ssh:HOST or ssh://USER@HOST:PORT. Judged and sealed here."
+        ),
+    ] = None,
+    device_python: Annotated[str, typer.Option(help="The Python on the device.")] = "python3",
+    device_timeout: Annotated[
+        float, typer.Option(help="Give up after this many seconds without a sign of life.", min=1.0)
+    ] = 1800.0,
+    emulate: Emulate = False,
+    allow_failing: AllowFailing = False,
+    junit: Annotated[Path | None, typer.Option(help="Also write the verdict as JUnit XML.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run BUNDLE on this machine or a device, judge it against its gates and seal it if all pass."""
+    from edgevlm_deploy import device as devices
+    from edgevlm_deploy import validation
+    from edgevlm_deploy.progress import Progress
+
+    if device and emulate:
+        raise typer.BadParameter(
+            "goes without --device: a device runs the graphs itself.", param_hint="--emulate"
+        )
+    to = devices.named(device, device_python, device_timeout) if device else None
+    with Progress(quiet=as_json) as progress:
+        done = validation.validate(bundle, allow_failing, progress, to, emulate)
+    if junit is not None:
+        from edgevlm_deploy.report import junit as page
+
+        page.render(done.verdict, junit)
+    _finish(done, as_json)
+
+
+@app.command(
+    epilog="Example: edgevlm run build/demo-host-cpu.edgevlm --image scene.png "
+    '--prompt "What color is the cube?"'
+)
+def run(
+    bundle: BundlePath,
+    prompt: Annotated[str, typer.Option(help="The question.")],
+    image: Annotated[
+        Path | None, typer.Option(help="The picture; leave it out for a question alone.")
+    ] = None,
+    unsealed: Annotated[
+        bool, typer.Option("--unsealed", help="Run a bundle that has not passed its gates.")
+    ] = False,
+    emulate: Emulate = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a sealed bundle one question and stream its answer."""
+    from edgevlm_deploy import ask
+
+    if as_json:
+        typer.echo(json.dumps(ask.answer(bundle, prompt, image, unsealed, lambda _: None, emulate)))
+        return
+    reply = ask.answer(bundle, prompt, image, unsealed, lambda text: typer.echo(text, nl=False), emulate)
+    typer.echo()
+    typer.echo(
+        f"first token {reply['time_to_first_token_ms']:.0f} ms · {reply['tokens']} tokens · "
+        f"confidence {reply['confidence']:.2f}",
+        err=True,
+    )
+
+
+@app.command(epilog="Example: edgevlm package build/demo-snapdragon-8-gen3.edgevlm --format litertlm")
+def package(
+    bundle: BundlePath,
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            help="folder: unpacked, for adb push; litertlm: for LiteRT-LM on Android; qualcomm: compiled for "
+            "the NPU with Qualcomm's SDK (not run on hardware).",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where to write it; beside the bundle by default.")] = None,
+    unsealed: Annotated[
+        bool, typer.Option("--unsealed", help="Package a bundle that has not passed its gates.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a sealed BUNDLE into the form that a device takes."""
+    from edgevlm_deploy import package as packages
+    from edgevlm_deploy.report import terminal
+
+    wanted = packages.Form(form.value)
+    made = packages.package(bundle, wanted, out or packages.default_out(bundle, wanted), unsealed)
+    show(made, as_json, terminal.package_text(made))
+
+
+def _finish(validation: Any, as_json: bool) -> None:
+    from edgevlm_deploy.report import terminal
+
+    show(validation.to_json(), as_json, terminal.verdict_table(validation))
+    raise typer.Exit(validation.verdict.exit_code)

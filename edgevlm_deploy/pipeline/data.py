@@ -1,0 +1,124 @@
+"""What is asked and what the source model answers: calibration set, items, reference answers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner.contract import CLEAN, Answer, Item, read_jsonl, write_jsonl
+
+from edgevlm_deploy import __version__, bundle, calibration, datasets, metrics, reference, source, suites
+from edgevlm_deploy.artifacts import file_digest, stage
+from edgevlm_deploy.calibration import CalibrationSet
+from edgevlm_deploy.pipeline.job import Job, versions, what_shapes_answers
+from edgevlm_deploy.samples import Samples
+
+
+def calibration_set(job: Job, samples: Sequence[datasets.Sample]) -> CalibrationSet:
+    settings = job.plan.recipe.calibration
+    inputs = {"samples": _identities(samples), "settings": settings, "version": __version__}
+
+    def build(out: Path) -> None:
+        calibration.build(samples, settings, out)
+
+    return calibration.load(stage(job.cache, "calibration", inputs, build))
+
+
+def _identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
+    """What a sample is, wherever its picture lies."""
+    return [[one.id, one.group, one.image_id, one.prompt, one.answers] for one in samples]
+
+
+@dataclass(frozen=True)
+class Items:
+    """The table of items; their pictures lie below `root` under `Item.image`."""
+
+    rows: tuple[Item, ...]
+    root: Path
+
+
+def item_table(job: Job, samples: Samples) -> Items:
+    evaluation = job.plan.recipe.evaluation
+    given = (*samples.evaluation, *samples.calibration)
+    inputs = {
+        "samples": _identities(samples.evaluation),
+        "calibration": _identities(samples.calibration),
+        "evaluation": evaluation,
+        "version": __version__,
+    }
+
+    def build(out: Path) -> None:
+        pictures = {_picture(one): one.image for one in given if one.image is not None}
+        asked = [_item(one) for one in samples.evaluation]
+        rows = suites.build(asked, evaluation, [_item(one) for one in samples.calibration])
+        (out / "images").mkdir(exist_ok=True)
+        for name in {item.image for item in rows if item.image}:
+            shutil.copyfile(pictures[name], out / name)
+        write_jsonl(out / "items.jsonl", rows)
+
+    root = stage(job.cache, "items", inputs, build)
+    return Items(tuple(read_jsonl(root / "items.jsonl", Item)), root)
+
+
+def _picture(sample: datasets.Sample) -> str:
+    return bundle.picture_name(sample.image, sample.image_id) if sample.image is not None else ""
+
+
+def _item(sample: datasets.Sample) -> Item:
+    return Item(
+        id=sample.id,
+        base_id=sample.id,
+        group=sample.group,
+        condition=CLEAN,
+        image=_picture(sample),
+        image_id=sample.image_id,
+        prompt=sample.prompt,
+        answers=sample.answers,
+    )
+
+
+@dataclass(frozen=True)
+class ReferenceAnswers:
+    rows: tuple[Answer, ...]
+    noise_floor: metrics.Estimate
+    """How often the reference differs from itself when it answers one item at a time."""
+
+
+def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
+    evaluation = job.plan.recipe.evaluation
+    inputs = {
+        "model": job.source.digest,
+        "items": file_digest(items.root / "items.jsonl"),
+        "spec": what_shapes_answers(job.spec),
+        "seed": evaluation.seed,
+        "packages": versions(("torch", "transformers", "pillow", "numpy")),
+    }
+    job.watch.begin("Reference answers", len(items.rows))
+
+    def answer(out: Path) -> None:
+        reference.answer(
+            source.load(job.source),
+            items.rows,
+            items.root,
+            evaluation.seed,
+            job.spec,
+            job.source.tokenizer,
+            out,
+            job.watch.advance,
+        )
+
+    directory = stage(job.cache, "reference", inputs, answer, resumable=True)
+    rows = read_jsonl(directory / "answers.jsonl", Answer)
+    again = read_jsonl(directory / "again.jsonl", Answer)
+    batched = {one.item_id: one for one in rows}
+    asked_again = {one.item_id for one in again}
+    floor = metrics.noise_floor(
+        [item for item in items.rows if item.id in asked_again],
+        [batched[one.item_id] for one in again],
+        again,
+        evaluation,
+    )
+    return ReferenceAnswers(tuple(rows), floor)

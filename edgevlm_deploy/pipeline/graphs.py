@@ -1,0 +1,68 @@
+"""The quantised model and the graphs that a backend makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevlm_runner.contract import CLEAN, to_json
+from edgevlm_runner.inputs import from_item, load_tokenizer
+
+from edgevlm_deploy import backends, calibration, quantize, source
+from edgevlm_deploy.artifacts import pretty_json, stage, write_text_atomic
+from edgevlm_deploy.calibration import CalibrationSet
+from edgevlm_deploy.pipeline.data import Items
+from edgevlm_deploy.pipeline.job import PACKAGES, Job, compilers, versions, what_shapes_answers
+from edgevlm_deploy.quantize import QuantizedModel
+from edgevlm_deploy.target import Backend
+
+VERIFICATION_ITEMS = 4
+"""Questions on which graphs and quantised model are compared, 32 greedy tokens each."""
+
+
+def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
+    """Folder of a QuantizedModel."""
+    recipe = job.plan.recipe
+    inputs = {
+        "model": job.source.digest,
+        "request": job.plan.request,
+        "quantizer": recipe.quantizer,
+        "calibration": calibrated.digest,
+        "spec": what_shapes_answers(job.spec),
+        "packages": versions(PACKAGES),
+    }
+    job.watch.begin("Quantise")
+
+    def run(out: Path) -> None:
+        batches = calibration.batches(calibrated, job.spec, job.source.tokenizer)
+        made = quantize.quantize(lambda: source.load(job.source), job.plan.request, batches, recipe.quantizer)
+        made.save(out)
+
+    return stage(job.cache, "quantized", inputs, run)
+
+
+def exported_graphs(job: Job, items: Items, calibrated: CalibrationSet, quantized: Path) -> Path:
+    """Folder with `graphs/` and `verification.json`."""
+    asked = [item for item in items.rows if item.condition == CLEAN][:VERIFICATION_ITEMS]
+    inputs = {
+        "quantized": quantized.name,
+        "spec": to_json(job.spec),
+        "items": [[item.image_id, item.prompt] for item in asked],
+        "lengths": job.plan.recipe.generation.static_lengths(job.spec.max_context),
+        "packages": compilers(job.plan),
+        # TensorRT's graphs are made for one release, and linted against one board.
+        "target": job.plan.target if job.plan.target.backend is Backend.TENSORRT else None,
+    }
+    job.watch.begin("Export")
+    tokenizer = load_tokenizer(job.source.tokenizer)
+    compile_graphs = backends.compiler(
+        job.plan, lambda: calibration.inputs(calibrated, job.spec, job.source.tokenizer)
+    )
+
+    def export(out: Path) -> None:
+        samples = [from_item(item, items.root, 0, job.spec, tokenizer) for item in asked]
+        made = compile_graphs(
+            lambda: source.load(job.source), QuantizedModel.load(quantized), job.spec, samples, out
+        )
+        write_text_atomic(out / "verification.json", pretty_json(made.verification))
+
+    return stage(job.cache, "graphs", inputs, export)
