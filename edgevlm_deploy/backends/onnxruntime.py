@@ -34,7 +34,7 @@ def compile(
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
-        verification=dataclasses.asdict(verification),
+        verification=verification.numbers(),
     )
 
 
@@ -48,7 +48,7 @@ def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Pat
     fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
 
     def decoder(source: Any) -> Any:
-        model = onnx.export_decoder(source)
+        model = onnx.export_decoder(source, spec.hidden)
         rms_norm.fuse_rms_norm(model)
         rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context))
         return model

@@ -48,9 +48,9 @@ def export_embedding(source: Any) -> ir.Model:
     return trace(Embedding(source), (ids,), axes, ["input_ids"], ["inputs_embeds"])
 
 
-def export_decoder(source: Any) -> ir.Model:
+def export_decoder(source: Any, hidden: bool = False) -> ir.Model:
     """inputs_embeds, attention_mask, position_ids, past → logits float32 [batch, V] of the last token,
-    and the present cache.
+    with `hidden` its hidden state float32 [batch, D], and the present cache.
 
     attention_mask int64 [batch, total] counts the tokens of past and input. Key and value are
     float32 [batch, kv heads, past, head dim]; a longer buffer may be given, the mask says what is in it.
@@ -64,7 +64,7 @@ def export_decoder(source: Any) -> ir.Model:
     mask = torch.ones(2, past_tokens + tokens, dtype=torch.int64)
     with attention(source.model.text_model.config, GROUP_QUERY_ATTENTION):
         return trace(
-            Decoder(source),
+            Decoder(source, hidden),
             (torch.zeros(2, tokens, text.hidden_size), mask, positions, *past),
             (
                 {0: "batch", 1: "tokens"},
@@ -73,7 +73,7 @@ def export_decoder(source: Any) -> ir.Model:
                 tuple({0: "batch", 2: "past"} for _ in past),
             ),
             ["inputs_embeds", "attention_mask", "position_ids", *past_names],
-            ["logits", *present_names],
+            ["logits", *(["hidden"] if hidden else []), *present_names],
         )
 
 
