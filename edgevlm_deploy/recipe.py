@@ -229,8 +229,42 @@ class Evaluation(Frozen):
     @property
     def corruption_names(self) -> tuple[str, ...]:
         """As items' conditions have them: those of CIFAR-C are named so."""
+        return self.named(self.corruptions)
+
+    def named(self, corruptions: tuple[Corruption, ...]) -> tuple[str, ...]:
         prefix = "cifar-c:" if self.corruption_profile is CorruptionProfile.CIFAR_C else ""
-        return tuple(prefix + corruption.value for corruption in self.corruptions)
+        return tuple(prefix + corruption.value for corruption in corruptions)
+
+
+class AbstainBy(str, Enum):
+    """The score that decides whether an answer is given."""
+
+    SELECTOR = "selector"
+    """Two layers trained to tell how right an answer is; they ship in the bundle."""
+    MAX_PROB = "maxprob"
+    """The product of the token probabilities; nothing is trained."""
+
+
+class Abstention(Frozen):
+    """When an answer is withheld. Everything here is learnt on questions that no metric counts: calibration
+    questions, each on its clean picture, and corrupted variants of as many.
+    """
+
+    by: AbstainBy = AbstainBy.SELECTOR
+    risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of wrong answers among those given; the threshold answers as many questions as it allows."""
+    cost: Annotated[float, Field(gt=0.0)] | None = None
+    """Instead: what a wrong answer costs when a right one earns 1, and the threshold earns the most."""
+    questions: Annotated[int, Field(ge=1)] = 2000
+    """At most this many; a Selector needs some hundred wrong answers to learn from."""
+    corruptions: tuple[Corruption, ...] | None = None
+    """Of the variants, at the evaluation's severities; None: the evaluation's own."""
+
+    @model_validator(mode="after")
+    def _risk_or_cost(self) -> Abstention:
+        if (self.risk is None) == (self.cost is None):
+            raise ValueError("abstain: give exactly one of `risk` and `cost`")
+        return self
 
 
 class Recipe(Frozen):
@@ -244,6 +278,8 @@ class Recipe(Frozen):
     image: Image = Image()
     generation: Generation = Generation()
     evaluation: Evaluation = Evaluation()
+    abstain: Abstention | None = None
+    """None: every question is answered, however unsure the model is."""
     gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
     target_budgets: Literal["enforce", "report"] = "enforce"
     """Whether the target's latency and memory budgets become gates."""
@@ -265,6 +301,10 @@ class Recipe(Frozen):
         if len(seen) != len(set(seen)):
             raise ValueError("two gates limit the same metric on the same side; keep the stricter one")
         return self
+
+    @property
+    def has_selector(self) -> bool:
+        return self.abstain is not None and self.abstain.by is AbstainBy.SELECTOR
 
     def precision(self, component: Component) -> Precision:
         return self.components.get(component, Precision())

@@ -21,6 +21,8 @@ class Samples:
 
     calibration: tuple[datasets.Sample, ...]
     evaluation: tuple[datasets.Sample, ...]
+    tuning: tuple[datasets.Sample, ...] = ()
+    """What abstaining is learnt on, where the recipe asks for it: no picture of the evaluation's."""
 
 
 def gather(
@@ -36,10 +38,11 @@ def gather(
         return _demo(recipe, cache)
     judged = datasets.load(data, images)
     if calibration is None:
-        return Samples(*datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE))
-    calibrating = datasets.load(calibration, images)
-    datasets.check_disjoint(calibrating, judged)
-    return Samples(calibrating, judged)
+        calibrating, judged = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
+    else:
+        calibrating = datasets.load(calibration, images)
+        datasets.check_disjoint(calibrating, judged)
+    return Samples(calibrating, judged, calibrating if recipe.abstain else ())
 
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:
@@ -59,4 +62,5 @@ def _demo(recipe: Recipe, cache: Path) -> Samples:
     return Samples(
         rendered(Split.CALIBRATION, recipe.calibration.samples),
         rendered(Split.EVALUATION, recipe.evaluation.clean_items),
+        rendered(Split.TUNING, recipe.abstain.questions) if recipe.abstain else (),
     )

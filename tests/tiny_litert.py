@@ -27,6 +27,7 @@ SPEC = ModelSpec(
     head_dim=16,
     hidden_size=64,
     vocab_size=320,
+    hidden=True,
 )
 CACHES, PREFILLS = (32, 64), (8,)
 

@@ -26,6 +26,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from edgevlm_runner import abstain
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import ExportError, StorageError
@@ -154,6 +155,33 @@ def export(source: Any, lengths: StaticLengths, path: Path, hidden: bool = False
             f"{path} has the signatures {sorted(found)}, expected {sorted(expected)}. "
             "Is this version of litert-torch supported?"
         )
+
+
+class _Select(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {abstain.SCORE: self.layers(features)}
+
+
+def export_selector(layers: Any, features: int, path: Path) -> None:
+    """Write a Selector, `layers` from float32 [1, features] to [1, 1], with its one signature to `path`.
+
+    Raises what `export` does.
+    """
+    with _library() as library, torch.no_grad():
+        given = {abstain.FEATURES: torch.zeros(1, features)}
+        made = library.signature(abstain.SIGNATURE, _Select(layers).eval(), sample_kwargs=given).convert(
+            strict_export=False
+        )
+        try:
+            made.export(str(path))
+        except OSError as error:
+            raise StorageError(
+                f"{path}: cannot be written ({error}). Free space or choose another folder."
+            ) from error
 
 
 def _layer_norm(norm: torch.nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 
 
 class ObservedLiteRt(LiteRt):
-    """The runner's own runtime; keeps image features, logits and hidden states of one question, until `clear`."""
+    """The runner's own runtime; keeps features, logits and hidden states of one question, until `clear`."""
 
     quantized: Mapping[str, NDArray[np.int8]] = {}
     features: Floats | None

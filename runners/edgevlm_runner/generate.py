@@ -89,7 +89,9 @@ def stream(
     words = runtime.embed(input_ids)
     runtime.reset()
     token, logprob = greedy(runtime.step(splice(words, features, input_ids, spec)))
-    pooled = pool(features, words[input_ids != spec.image_token_id], runtime.hidden()) if spec.hidden else None
+    pooled = (
+        pool(features, words[input_ids != spec.image_token_id], runtime.hidden()) if spec.hidden else None
+    )
     prefilled = time.perf_counter()
     ids, logprobs, steps = [token], [logprob], []
     yield Token(token, logprob, prefilled - start)

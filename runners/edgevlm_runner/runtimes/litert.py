@@ -171,9 +171,7 @@ class LiteRt:
             self._caches[length] = self._executor.allocate(self._steps[length, 1])
         return self._caches[length]
 
-    def _run(
-        self, signature: str, inputs: Dict[str, np.ndarray], cache: Any = None
-    ) -> Dict[str, np.ndarray]:
+    def _run(self, signature: str, inputs: Dict[str, np.ndarray], cache: Any = None) -> Dict[str, np.ndarray]:
         """Outputs besides the cache, by name."""
         try:
             outputs: Dict[str, np.ndarray] = self._executor.run(signature, inputs, cache)
@@ -200,7 +198,11 @@ class LiteRt:
                     "mask": (1, 1, 1, spec.max_context),
                     **state,
                 },
-                {"logits": (1, 1, spec.vocab_size), **({"hidden": (1, 1, width)} if spec.hidden else {}), **state},
+                {
+                    "logits": (1, 1, spec.vocab_size),
+                    **({"hidden": (1, 1, width)} if spec.hidden else {}),
+                    **state,
+                },
             ),
         }
         for name, wanted in expected.items():

@@ -151,9 +151,8 @@ class OnnxRuntime:
         gives = {value.name for value in self._decoder.get_outputs()}
         if ("hidden" in gives) != spec.hidden:
             raise ExecutionError(
-                f"{paths['decoder']}: it {'gives' if 'hidden' in gives else 'lacks'} the output hidden, and "
-                f"the manifest says {'it has' if spec.hidden else 'there is none'}. Graph and manifest are of "
-                "different models."
+                f"{paths['decoder']}: gives {', '.join(sorted(gives)[:2])} …; the manifest says hidden = "
+                f"{spec.hidden}. Graph and manifest are of different models."
             )
         for component, (session, inputs) in expected.items():
             found = {value.name: value.shape for value in session.get_inputs()}
