@@ -112,6 +112,10 @@ class GateName(str, Enum):
     BRIER_INCREASE = "brier_increase"
     COVERAGE_AT_RISK_5 = "coverage_at_risk_5"
     COVERAGE_AT_RISK_5_DROP = "coverage_at_risk_5_drop"
+    SELECTOR_COVERAGE_AT_RISK_5 = "selector_coverage_at_risk_5"
+    SELECTOR_GAIN_AT_RISK_5 = "selector_gain_at_risk_5"
+    ANSWERED_SHARE = "answered_share"
+    ANSWERED_RISK = "answered_risk"
     TIME_TO_FIRST_TOKEN_MS_P95 = "time_to_first_token_ms_p95"
     LATENCY_MS_P95 = "latency_ms_p95"
     PEAK_RSS_BYTES = "peak_rss_bytes"
@@ -300,6 +304,20 @@ class Recipe(Frozen):
         seen = [(gate.metric, gate.min is None) for gate in self.gates]
         if len(seen) != len(set(seen)):
             raise ValueError("two gates limit the same metric on the same side; keep the stricter one")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_on_abstaining_have_it(self) -> Recipe:
+        needs = {
+            GateName.SELECTOR_COVERAGE_AT_RISK_5: (self.has_selector, "{by: selector, risk: 0.05}"),
+            GateName.SELECTOR_GAIN_AT_RISK_5: (self.has_selector, "{by: selector, risk: 0.05}"),
+            GateName.ANSWERED_SHARE: (self.abstain is not None, "{risk: 0.05}"),
+            GateName.ANSWERED_RISK: (self.abstain is not None, "{risk: 0.05}"),
+        }
+        for gate in self.gates:
+            met, example = needs.get(gate.metric, (True, ""))
+            if not met:
+                raise ValueError(f"the gate on {gate.metric.value} needs `abstain`, for example {example}")
         return self
 
     @property

@@ -69,7 +69,7 @@ class FlippedItem(Frozen):
 
 
 class Scaling(Frozen):
-    """Temperature scaling of one model: fitted on items of their own, its effect on the clean items."""
+    """Temperature scaling of one model: fitted on items of their own, its effect on those that are judged."""
 
     temperature: float
     """Divides the log-odds of the confidence; above 1 the model was too sure."""
@@ -77,6 +77,12 @@ class Scaling(Frozen):
     """Items that it was fitted on."""
     ece_before: float
     ece_after: float
+    """Both on the clean items."""
+    shipped: bool = False
+    """Whether it is the bundle's own, fitted when that was compiled."""
+    all_before: float | None = None
+    all_after: float | None = None
+    """The same on clean and corrupted items; None without corrupted ones."""
 
 
 class CoverageAtRisk(Frozen):
@@ -85,7 +91,7 @@ class CoverageAtRisk(Frozen):
     risk: float
     coverage: float
     threshold: float | None
-    """MaxProb from which on an item is answered; None: abstain on all."""
+    """Score from which on an item is answered; None: abstain on all."""
 
 
 class Reliability(Frozen):
@@ -98,12 +104,12 @@ class Reliability(Frozen):
     cost: float
     value: float
     thresholds: tuple[float | None, float | None]
-    """MaxProb from which on each half is answered; None: abstain on all."""
+    """Score from which on each half is answered; None: abstain on all."""
     without_abstaining: float
 
 
 class Selective(Frozen):
-    """What one model can answer when it may abstain: clean items ranked by MaxProb."""
+    """What one model can answer when it may abstain: items ranked by MaxProb or another score."""
 
     points: tuple[CoverageAtRisk, ...]
     auc: float
@@ -112,6 +118,42 @@ class Selective(Frozen):
     reliability: tuple[Reliability, ...]
     curve: tuple[tuple[float, float], ...]
     """(coverage, risk), thinned out for drawing."""
+
+
+class SelectorComparison(Frozen):
+    """The Selector beside MaxProb on some of the artifact's answers."""
+
+    part: str
+    """"clean" or "clean and corrupted"."""
+    n: int
+    accuracy: float
+    max_prob: Selective
+    selector: Selective
+    max_prob_coverage: Estimate
+    """At 5 % risk."""
+    selector_coverage: Estimate
+    gain: Estimate
+    """Coverage at 5 % risk by the Selector minus that by MaxProb, paired by picture."""
+
+
+class MixtureRow(Frozen):
+    """(coverage, risk) of either score when `shifted` of the items are; no risk where nothing is answered."""
+
+    shifted: float
+    max_prob: tuple[float, float | None]
+    selector: tuple[float, float | None]
+
+
+class Mixture(Frozen):
+    """Thresholds chosen on familiar items for `risk`, on mixtures with shifted ones."""
+
+    familiar: str
+    shifted: str
+    """What the items of either kind are."""
+    familiar_items: int
+    shifted_items: int
+    risk: float
+    rows: tuple[MixtureRow, ...]
 
 
 class Metrics(Frozen):
@@ -142,4 +184,7 @@ class Metrics(Frozen):
     """"reference" and "artifact"; a model is missing when all or none of its answers there were right."""
     selective: dict[str, Selective] = {}
     """"reference" and "artifact"; empty in files from before there was selective prediction."""
+    selector: tuple[SelectorComparison, ...] = ()
+    """On clean items, and on clean and corrupted ones; empty without a Selector."""
+    mixture: Mixture | None = None
     flips: tuple[FlippedItem, ...]

@@ -168,7 +168,9 @@ def _fit(job: Job, held_out: HeldOut, out: Path) -> tuple[Certainty, dict[str, A
         "computed by": computed,
         "temperature": "none: all of these answers are right, or all wrong" if fitted is None else fitted,
     }
-    certainty = Certainty(temperature=1.0 if fitted is None else fitted)
+    certainty = Certainty()
+    if fitted is not None:
+        certainty = Certainty(temperature=fitted, fitted_on=len(held_out.accuracy))
     if wanted is None:
         return certainty, facts
     scores, choosing = held_out.max_prob, np.ones(len(held_out.accuracy), np.bool_)

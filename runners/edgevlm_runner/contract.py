@@ -86,6 +86,8 @@ class Certainty:
 
     temperature: float = 1.0
     """Divides the log-odds of the confidence; 1 leaves it as it is."""
+    fitted_on: int = 0
+    """Held-out answers that gave the temperature; 0: they could give none."""
     abstain: str = ""
     """What decides whether it answers: "selector", "maxprob", or "" for always answering."""
     threshold: Optional[float] = None
