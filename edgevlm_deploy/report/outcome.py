@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgevlm_deploy.comparison import WHOLE, Compared, Differences
-from edgevlm_deploy.report.quantity import TITLES
+from edgevlm_deploy.metrics.selectors import EVERYTHING
+from edgevlm_deploy.metrics.tables import Metrics
+from edgevlm_deploy.report.quantity import TITLES, Unit, estimated, quantity
 from edgevlm_deploy.verdict import Outcome, Verdict
 
 
@@ -68,6 +70,32 @@ def throttling(evidence: Mapping[str, Any]) -> str:
         f"The machine throttled while it was measured ({', '.join(board['throttled_by'])}): "
         "its latency will not repeat. Cool it, check its power supply and mode, and validate again."
     )
+
+
+def abstaining(metrics: Metrics) -> list[str]:
+    """What the bundle's own rule answers, and whether its Selector is worth its bytes; a sentence each."""
+    found = []
+    share, risk = metrics.estimates.get("answered_share"), metrics.estimates.get("answered_risk")
+    if share is not None and share.value is not None:
+        wrong = ""
+        if risk is not None and risk.value is not None:
+            wrong = f"; of these {estimated(risk, Unit.SHARE)} are wrong"
+        found.append(
+            f"By its own threshold the bundle answers {estimated(share, Unit.SHARE)} of the "
+            f"{share.n:,} {EVERYTHING} items{wrong}."
+        )
+    for one in metrics.selector[-1:]:
+        gain = one.gain
+        assert gain.low is not None and gain.high is not None
+        verdict = "beats MaxProb" if gain.low > 0 else "loses to MaxProb"
+        if gain.low <= 0 <= gain.high:
+            verdict = "does not beat MaxProb beyond doubt"
+        found.append(
+            f"The Selector {verdict}: at 5% wrong answers it answers "
+            f"{quantity(one.selector_coverage.value, Unit.SHARE)} of the {one.n:,} {one.part} items, MaxProb "
+            f"{quantity(one.max_prob_coverage.value, Unit.SHARE)}, a difference of {estimated(gain, Unit.POINTS)}."
+        )
+    return found
 
 
 def changes(found: Differences) -> str:

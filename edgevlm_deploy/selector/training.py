@@ -22,7 +22,7 @@ Accuracies = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 WIDTHS = (32, 128)
-RATES = (3e-4, 1e-3)
+RATES = (1e-4, 3e-4, 1e-3)
 BATCH = 128
 WEIGHT_DECAY = 0.05
 MOST_EPOCHS = 60

@@ -108,7 +108,7 @@ class _LiteRtSelector:
 class _NumpySelector:
     def __init__(self, path: Path) -> None:
         try:
-            with np.load(str(path), allow_pickle=False) as stored:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 self._layers = [np.asarray(stored[name], np.float32) for name in LAYERS]
         except Exception as error:  # a damaged zip raises as many classes as there are ways to damage it
             raise BundleError(f"{path}: not a table of a selector's weights ({error}).") from error
