@@ -112,7 +112,9 @@ class GateName(str, Enum):
     BRIER_INCREASE = "brier_increase"
     COVERAGE_AT_RISK_5 = "coverage_at_risk_5"
     COVERAGE_AT_RISK_5_DROP = "coverage_at_risk_5_drop"
+    SELECTOR_COVERAGE_AT_RISK_1 = "selector_coverage_at_risk_1"
     SELECTOR_COVERAGE_AT_RISK_5 = "selector_coverage_at_risk_5"
+    SELECTOR_GAIN_AT_RISK_1 = "selector_gain_at_risk_1"
     SELECTOR_GAIN_AT_RISK_5 = "selector_gain_at_risk_5"
     ANSWERED_SHARE = "answered_share"
     ANSWERED_RISK = "answered_risk"
@@ -308,16 +310,12 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _gates_on_abstaining_have_it(self) -> Recipe:
-        needs = {
-            GateName.SELECTOR_COVERAGE_AT_RISK_5: (self.has_selector, "{by: selector, risk: 0.05}"),
-            GateName.SELECTOR_GAIN_AT_RISK_5: (self.has_selector, "{by: selector, risk: 0.05}"),
-            GateName.ANSWERED_SHARE: (self.abstain is not None, "{risk: 0.05}"),
-            GateName.ANSWERED_RISK: (self.abstain is not None, "{risk: 0.05}"),
-        }
         for gate in self.gates:
-            met, example = needs.get(gate.metric, (True, ""))
-            if not met:
-                raise ValueError(f"the gate on {gate.metric.value} needs `abstain`, for example {example}")
+            kind = gate.metric.value.partition("_")[0]
+            if (kind == "selector" and not self.has_selector) or (kind == "answered" and not self.abstain):
+                raise ValueError(
+                    f"the gate on {gate.metric.value} needs `abstain`, e.g. {{by: selector, risk: 0.05}}"
+                )
         return self
 
     @property

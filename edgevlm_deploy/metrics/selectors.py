@@ -25,13 +25,15 @@ from edgevlm_deploy.metrics.statistics import (
     resampled_clusters,
     wilson,
 )
-from edgevlm_deploy.metrics.tables import Mixture, MixtureRow, SelectorComparison
+from edgevlm_deploy.metrics.tables import Gain, Mixture, MixtureRow, SelectorComparison
 from edgevlm_deploy.recipe import Evaluation
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 EVERYTHING = "clean and corrupted"
+RISKS = (0.01, 0.05)
+"""Of wrong answers: where the two scores are compared. 1 % is where they part most, and what is published."""
 _WITHOUT = "the bundle has no selector"
 
 
@@ -60,15 +62,27 @@ def scored(pairs: Pairs, part: str, mask: Flags) -> Scored | None:
 
 
 def compare(answers: Scored, evaluation: Evaluation) -> SelectorComparison:
-    """Coverage at 5 % risk of both scores and its paired difference, with all that `selective_table` has."""
+    """Coverage at `RISKS` by both scores and its paired difference, with all that `selective_table` has."""
+    held_out = halves(answers.clusters)
+    return SelectorComparison(
+        part=answers.part,
+        n=len(answers.accuracy),
+        accuracy=float(answers.accuracy.mean()),
+        max_prob=selective_table(answers.max_prob, answers.accuracy, held_out),
+        selector=selective_table(answers.selector, answers.accuracy, held_out),
+        gains=tuple(_gain(answers, risk, evaluation) for risk in RISKS),
+    )
+
+
+def _gain(answers: Scored, risk: float, evaluation: Evaluation) -> Gain:
     level, n = evaluation.confidence_level, len(answers.accuracy)
     columns = {"max_prob": answers.max_prob, "selector": answers.selector}
-    drawn = _drawn_coverages(answers, columns, evaluation)
+    drawn = _drawn_coverages(answers, columns, risk, evaluation)
     clusters = len(set(answers.clusters))
     trials = independent(n, clusters)
     covered = {}
     for name, score in columns.items():
-        threshold = selective.coverage_at_risk(score, answers.accuracy, GATED_RISK)[1]
+        threshold = selective.coverage_at_risk(score, answers.accuracy, risk)[1]
         covered[name] = (score >= threshold).astype(np.float64)
 
     def estimate(value: float, closed: tuple[float, float], values: Floats, form: str) -> Estimate:
@@ -83,46 +97,38 @@ def compare(answers: Scored, evaluation: Evaluation) -> SelectorComparison:
         return estimate(value, wilson(value * trials, trials, level), drawn[name], "wilson")
 
     gained = covered["selector"] - covered["max_prob"]
-    gain, square = float(gained.mean()), float(np.square(gained).mean())
-    held_out = halves(answers.clusters)
-    return SelectorComparison(
-        part=answers.part,
-        n=n,
-        accuracy=float(answers.accuracy.mean()),
-        max_prob=selective_table(answers.max_prob, answers.accuracy, held_out),
-        selector=selective_table(answers.selector, answers.accuracy, held_out),
-        max_prob_coverage=coverage("max_prob"),
-        selector_coverage=coverage("selector"),
-        gain=estimate(
-            gain,
-            paired_difference(gain * trials, square * trials, trials, level),
-            drawn["selector"] - drawn["max_prob"],
-            "agresti-min",
-        ),
+    value, square = float(gained.mean()), float(np.square(gained).mean())
+    closed = paired_difference(value * trials, square * trials, trials, level)
+    return Gain(
+        risk=risk,
+        max_prob=coverage("max_prob"),
+        selector=coverage("selector"),
+        gain=estimate(value, closed, drawn["selector"] - drawn["max_prob"], "agresti-min"),
     )
 
 
 def _drawn_coverages(
-    answers: Scored, columns: dict[str, Floats], evaluation: Evaluation
+    answers: Scored, columns: dict[str, Floats], risk: float, evaluation: Evaluation
 ) -> dict[str, Floats]:
-    """C@5 % of both scores in the same resamples of pictures, float64 [resamples] each."""
+    """C@risk of both scores in the same resamples of pictures, float64 [resamples] each."""
     codes, count = cluster_codes(answers.clusters)
     chunks: dict[str, list[Floats]] = {name: [] for name in columns}
     for times in resampled_clusters(count, resamples=evaluation.bootstrap_resamples, seed=evaluation.seed):
         per_item = times[:, codes]
         for name, score in columns.items():
-            chunks[name].append(selective.resampled_coverage(score, answers.accuracy, per_item, GATED_RISK))
+            chunks[name].append(selective.resampled_coverage(score, answers.accuracy, per_item, risk))
     return {name: np.concatenate(values) for name, values in chunks.items()}
 
 
 def gated(compared: SelectorComparison | None) -> dict[str, Estimate]:
     """Of the comparison on clean and corrupted items; undefined without a Selector."""
-    if compared is None:
-        return dict.fromkeys(("selector_coverage_at_risk_5", "selector_gain_at_risk_5"), undefined(_WITHOUT))
-    return {
-        "selector_coverage_at_risk_5": compared.selector_coverage,
-        "selector_gain_at_risk_5": compared.gain,
-    }
+    found = {}
+    for place, risk in enumerate(RISKS):
+        gain = None if compared is None else compared.gains[place]
+        suffix = f"at_risk_{round(100 * risk)}"
+        found[f"selector_coverage_{suffix}"] = undefined(_WITHOUT) if gain is None else gain.selector
+        found[f"selector_gain_{suffix}"] = undefined(_WITHOUT) if gain is None else gain.gain
+    return found
 
 
 def decided(pairs: Pairs, certainty: Certainty) -> Flags | None:

@@ -120,6 +120,16 @@ class Selective(Frozen):
     """(coverage, risk), thinned out for drawing."""
 
 
+class Gain(Frozen):
+    """Coverage at one risk by either score."""
+
+    risk: float
+    max_prob: Estimate
+    selector: Estimate
+    gain: Estimate
+    """The Selector's coverage minus MaxProb's, paired by picture."""
+
+
 class SelectorComparison(Frozen):
     """The Selector beside MaxProb on some of the artifact's answers."""
 
@@ -129,11 +139,8 @@ class SelectorComparison(Frozen):
     accuracy: float
     max_prob: Selective
     selector: Selective
-    max_prob_coverage: Estimate
-    """At 5 % risk."""
-    selector_coverage: Estimate
-    gain: Estimate
-    """Coverage at 5 % risk by the Selector minus that by MaxProb, paired by picture."""
+    gains: tuple[Gain, ...]
+    """At 1 and 5 % risk."""
 
 
 class MixtureRow(Frozen):

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgevlm_deploy.comparison import WHOLE, Compared, Differences
 from edgevlm_deploy.metrics.selectors import EVERYTHING
-from edgevlm_deploy.metrics.tables import Metrics
+from edgevlm_deploy.metrics.tables import Gain, Metrics
 from edgevlm_deploy.report.quantity import TITLES, Unit, estimated, quantity
 from edgevlm_deploy.verdict import Outcome, Verdict
 
@@ -85,17 +85,20 @@ def abstaining(metrics: Metrics) -> list[str]:
             f"{share.n:,} {EVERYTHING} items{wrong}."
         )
     for one in metrics.selector[-1:]:
-        gain = one.gain
-        assert gain.low is not None and gain.high is not None
-        verdict = "beats MaxProb" if gain.low > 0 else "loses to MaxProb"
-        if gain.low <= 0 <= gain.high:
-            verdict = "does not beat MaxProb beyond doubt"
-        found.append(
-            f"The Selector {verdict}: at 5% wrong answers it answers "
-            f"{quantity(one.selector_coverage.value, Unit.SHARE)} of the {one.n:,} {one.part} items, MaxProb "
-            f"{quantity(one.max_prob_coverage.value, Unit.SHARE)}, a difference of {estimated(gain, Unit.POINTS)}."
-        )
+        found += [_gained(gain, f"{one.n:,} {one.part} items") for gain in one.gains]
     return found
+
+
+def _gained(one: Gain, items: str) -> str:
+    assert one.gain.low is not None and one.gain.high is not None
+    verdict = "beats MaxProb" if one.gain.low > 0 else "does worse than MaxProb"
+    if one.gain.low <= 0 <= one.gain.high:
+        verdict = "is not shown to beat MaxProb"
+    shares = [quantity(score.value, Unit.SHARE) for score in (one.selector, one.max_prob)]
+    return (
+        f"At {one.risk:.0%} wrong answers the Selector {verdict}: it answers {shares[0]} of the {items}, "
+        f"MaxProb {shares[1]}, a difference of {estimated(one.gain, Unit.POINTS)}."
+    )
 
 
 def changes(found: Differences) -> str:

@@ -20,7 +20,7 @@ N, F = 600, 7
 
 
 def answers() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Right where two features agree in sign; the last feature, MaxProb's place, is noise. One never changes."""
+    """Right where two features agree in sign; the last one, MaxProb's place, is noise. One is constant."""
     features = np.random.default_rng(0).normal(3.0, 2.0, (N, F)).astype(np.float32)
     features[:, 4] = 5.0
     right = (features[:, 0] - 3) * (features[:, 1] - 3) > 0
