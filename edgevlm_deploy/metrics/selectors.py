@@ -14,7 +14,7 @@ from edgevlm_runner.contract import Certainty
 from numpy.typing import NDArray
 
 from edgevlm_deploy.metrics import mixture, selective
-from edgevlm_deploy.metrics.abstention import GATED_RISK, halves, selective_table
+from edgevlm_deploy.metrics.abstention import halves, selective_table
 from edgevlm_deploy.metrics.estimates import independent, undefined
 from edgevlm_deploy.metrics.pairs import Pairs
 from edgevlm_deploy.metrics.statistics import (
@@ -142,11 +142,11 @@ def decided(pairs: Pairs, certainty: Certainty) -> Flags | None:
 
 
 def sweep(familiar: Scored, shifted: Scored) -> Mixture:
-    """Thresholds chosen on `familiar` for 5 % risk, on mixtures with `shifted`."""
+    """Thresholds chosen on `familiar` for the lowest of `RISKS`, on mixtures with `shifted`."""
     found = {}
     for name in ("max_prob", "selector"):
         ours, theirs = getattr(familiar, name), getattr(shifted, name)
-        threshold: float | None = selective.coverage_at_risk(ours, familiar.accuracy, GATED_RISK)[1]
+        threshold: float | None = selective.coverage_at_risk(ours, familiar.accuracy, RISKS[0])[1]
         if threshold == selective.ABSTAIN_ON_ALL:
             threshold = None
         found[name] = (
@@ -158,7 +158,7 @@ def sweep(familiar: Scored, shifted: Scored) -> Mixture:
         shifted=shifted.part,
         familiar_items=len(familiar.accuracy),
         shifted_items=len(shifted.accuracy),
-        risk=GATED_RISK,
+        risk=RISKS[0],
         rows=tuple(
             MixtureRow(
                 shifted=share,
