@@ -12,7 +12,7 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,7 +82,7 @@ class Provenance:
     verification: Mapping[str, Any]
     """How the exported graphs compared with the quantised model."""
     reference: Mapping[str, Any]
-    certainty: Mapping[str, Any]
+    certainty: Mapping[str, Any] = field(default_factory=dict)
     """How the temperature, the Selector and its threshold were found."""
 
 
@@ -107,8 +107,8 @@ class Parts:
     target: Target
     quantization: Mapping[str, Any]
     provenance: Provenance
-    certainty: Certainty
-    selector: Path | None
+    certainty: Certainty = field(default_factory=Certainty)
+    selector: Path | None = None
 
 
 def recipe(bundle: Bundle) -> Recipe:
