@@ -55,6 +55,33 @@ class PerturbationRow(Frozen):
     comparison: Comparison
 
 
+class NegationRow(Frozen):
+    """One form of negation probe, on items whose clean question the reference answers correctly."""
+
+    form: str
+    asked: int
+    """Probes, those of other items included."""
+    comparison: Comparison
+    """Accuracy is success by the strict scorer."""
+    reference_lenient: Estimate
+    """Success by the published scorer."""
+    artifact_lenient: Estimate
+    blind: Comparison | None
+    """The same probes without pictures; None when they were not asked."""
+
+
+class BlindRow(Frozen):
+    """Clean items asked again without their picture, or about one grey area."""
+
+    condition: str
+    comparison: Comparison
+    """Accuracy there is what the question alone gives away."""
+    reference_prior_bias: Estimate
+    """Share of items answered as with the picture."""
+    artifact_prior_bias: Estimate
+    prior_bias_increase: Estimate
+
+
 class FlippedItem(Frozen):
     """An item that the artifact answered differently from the reference."""
 
@@ -118,8 +145,8 @@ class Metrics(Frozen):
     """Every metric of one artifact against its reference.
 
     `estimates` maps a metric's name to its estimate. The names of `recipe.GateName` that are about
-    answers are among them; `reference_*` is the same metric of the reference. Names without
-    `corrupted_` or `perturbed_` are about clean items.
+    answers are among them; `reference_*` is the same metric of the reference. Names that speak of no
+    other kind of item are about clean items.
     """
 
     format_version: int = 1
@@ -128,6 +155,8 @@ class Metrics(Frozen):
     clean_items: int
     corrupted_items: int
     perturbed_items: int = 0
+    probed_items: int = 0
+    """Negation probes with a picture."""
     images: int
     estimates: dict[str, Estimate]
     mcnemar_p: float | None
@@ -136,6 +165,8 @@ class Metrics(Frozen):
     conditions: tuple[ConditionRow, ...]
     corruptions: tuple[CorruptionRow, ...]
     perturbations: tuple[PerturbationRow, ...] = ()
+    negation: tuple[NegationRow, ...] = ()
+    blind: tuple[BlindRow, ...] = ()
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """"reference" and "artifact" → ten bars, on clean items."""
     scaling: dict[str, Scaling] = {}
@@ -143,3 +174,14 @@ class Metrics(Frozen):
     selective: dict[str, Selective] = {}
     """"reference" and "artifact"; empty in files from before there was selective prediction."""
     flips: tuple[FlippedItem, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Kind of item → how many of its answers are compared; corrupted ones also where there are none."""
+        found = {
+            "clean": self.clean_items,
+            "corrupted": self.corrupted_items,
+            "perturbed": self.perturbed_items,
+            "negated": self.probed_items,
+        }
+        return {kind: n for kind, n in found.items() if n or kind == "corrupted"}

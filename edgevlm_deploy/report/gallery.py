@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, PERTURBED, Answer, Item
+from edgevlm_runner.contract import CLEAN, Answer, Item, Kind
 from edgevlm_runner.inputs import picture_of
 from PIL import Image
 
@@ -41,15 +41,18 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Entry:
-    """One flipped item. `corruption` is "" for a clean one, "perturbed:<name>" for a perturbed one."""
+    """One flipped item. `change` is what was done to the clean one, such as "fog", "perturbed:small_shift" or
+    "negated:is_not"; "" for a clean one."""
 
     id: str
     direction: Flip
     group: str
     condition: str
-    corruption: str
+    kind: Kind
+    change: str
     question: str
     accepted: tuple[str, ...]
+    """Of the negation probes `is_not` and `absent`: what must not be named."""
     reference: str
     artifact: str
     reference_confidence: float
@@ -70,18 +73,16 @@ class Gallery:
         return tuple(sorted({entry.group for entry in self.entries if entry.group}))
 
     @property
-    def corruptions(self) -> tuple[str, ...]:
-        """Perturbations too, behind the corruptions."""
-        names = {entry.corruption for entry in self.entries if entry.corruption}
-        return tuple(sorted(names, key=lambda name: (name.startswith(PERTURBED), name)))
+    def kinds(self) -> tuple[Kind, ...]:
+        found = {entry.kind for entry in self.entries}
+        return tuple(kind for kind in Kind if kind in found)
 
     @property
-    def has_corrupted(self) -> bool:
-        return any(not name.startswith(PERTURBED) for name in self.corruptions)
-
-    @property
-    def has_perturbed(self) -> bool:
-        return any(name.startswith(PERTURBED) for name in self.corruptions)
+    def changes(self) -> tuple[str, ...]:
+        """Corruptions first, then perturbations and probes."""
+        order = list(Kind)
+        found = {(order.index(entry.kind), entry.change) for entry in self.entries if entry.change}
+        return tuple(change for _, change in sorted(found))
 
     def shown(self, direction: Flip) -> int:
         return sum(entry.direction is direction for entry in self.entries)
@@ -149,7 +150,8 @@ def _entry(
         direction=flipped.flip,
         group=item.group,
         condition=item.condition,
-        corruption=item.corruption[0] if item.corruption else "",
+        kind=item.kind,
+        change=item.condition.partition("/")[0] if item.kind is not Kind.CLEAN else "",
         question=item.prompt,
         accepted=tuple(dict.fromkeys(item.answers)),
         reference=before.text,

@@ -1,4 +1,4 @@
-"""What is asked: clean items, their corrupted and perturbed variants, and what fits the temperature."""
+"""What is asked: clean items, their variants, probes, and what fits the temperature."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from edgevlm_runner.contract import Item
 
 from edgevlm_deploy.recipe import Evaluation
+from edgevlm_deploy.suites.blind import blind, grey
 from edgevlm_deploy.suites.clean import select
 from edgevlm_deploy.suites.corruption import corrupted
+from edgevlm_deploy.suites.negation import negated
 from edgevlm_deploy.suites.perturbation import perturbed
 from edgevlm_deploy.suites.temperature import held_out
 
-__all__ = ["build", "corrupted", "held_out", "perturbed", "select"]
+__all__ = ["blind", "build", "corrupted", "grey", "held_out", "negated", "perturbed", "select"]
 
 
 def build(
@@ -31,5 +33,8 @@ def build(
         clean
         + corrupted(clean, evaluation.corruption_names, evaluation.severities, each, seed=seed)
         + perturbed(clean, perturbations, evaluation.severities, each, seed=seed)
+        + (negated(clean, evaluation.negation, seed=seed) if evaluation.negation else ())
+        + blind(clean, evaluation.blind_items, seed=seed)
+        + grey(clean, evaluation.grey_items, seed=seed)
         + held_out(calibration, evaluation.temperature_items, seed=seed)
     )
