@@ -66,9 +66,13 @@ class Part(str, Enum):
     """Negation probes, whether or not the clean item is answered right."""
     FORM = "form"
     """Probes of one form."""
+    BACKGROUND = "background"
+    """On another background than the clean item."""
+    GROUND = "ground"
+    """On one such background."""
 
 
-WHOLE = (Part.CLEAN, Part.CORRUPTED, Part.PERTURBED, Part.NEGATED)
+WHOLE = (Part.CLEAN, Part.CORRUPTED, Part.PERTURBED, Part.NEGATED, Part.BACKGROUND)
 """Every item is in one of these, and in at most one of the parts that they are made of."""
 
 
@@ -219,8 +223,9 @@ def compare(a: Side, b: Side) -> Compared:
 
 
 def _counted(items: Sequence[Item]) -> tuple[Item, ...]:
-    """Without questions whose answers tell nothing here: for the temperature, or without their picture."""
-    return tuple(item for item in items if item.kind is not Kind.TEMPERATURE and not item.unseen)
+    """Without questions whose answers tell nothing here: from elsewhere, or without their picture."""
+    elsewhere = (Kind.TEMPERATURE, Kind.OOD)
+    return tuple(item for item in items if item.kind not in elsewhere and not item.unseen)
 
 
 def common_items(a: Sequence[Item], b: Sequence[Item], same_seed: bool) -> tuple[Item, ...]:
@@ -276,6 +281,7 @@ def _subsets(pairs: Pairs) -> Iterator[tuple[Part, str, Subset]]:
         (Part.CORRUPTED, Part.CORRUPTION, Subset("corrupted", pairs.corrupted)),
         (Part.PERTURBED, Part.PERTURBATION, Subset("perturbed", pairs.perturbed)),
         (Part.NEGATED, Part.FORM, Subset("negated", pairs.of(Kind.NEGATED))),
+        (Part.BACKGROUND, Part.GROUND, Subset("background", pairs.of(Kind.BACKGROUND))),
     ):
         if subset.mask.any():
             yield whole, "", subset
@@ -285,7 +291,7 @@ def _subsets(pairs: Pairs) -> Iterator[tuple[Part, str, Subset]]:
 
 def _change(item: Item) -> str:
     """What was done to the clean item."""
-    return item.corruption[0] if item.corruption else item.form
+    return item.corruption[0] if item.corruption else item.form or item.background
 
 
 def _row(table: Table, part: Part, name: str, subset: Subset) -> Row:

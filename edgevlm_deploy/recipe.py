@@ -121,6 +121,11 @@ class GateName(str, Enum):
     NEGATION_SUCCESS_DROP = "negation_success_drop"
     PRIOR_BIAS = "prior_bias"
     PRIOR_BIAS_INCREASE = "prior_bias_increase"
+    BACKGROUND_GAP = "background_gap"
+    WORST_GROUP_ACCURACY = "worst_group_accuracy"
+    SPURIOUS_GAP_INCREASE = "spurious_gap_increase"
+    OOD_AUROC = "ood_auroc"
+    OOD_AUROC_DROP = "ood_auroc_drop"
     ECE = "ece"
     ECE_INCREASE = "ece_increase"
     ADAPTIVE_ECE_INCREASE = "adaptive_ece_increase"
@@ -243,6 +248,10 @@ class Evaluation(Frozen):
     """Clean items that are asked again without their picture."""
     grey_items: Annotated[int, Field(ge=0)] = 0
     """Clean items that are asked again about one grey area."""
+    background_items: Annotated[int, Field(ge=0)] = 0
+    """At most this many rows with `counterfactual_of` are asked: the clean item on another background."""
+    ood_items: Annotated[int, Field(ge=0)] = 500
+    """At most this many questions of another distribution are asked, when such are given (`--ood`)."""
     temperature_items: Annotated[int, Field(ge=0)] = 128
     """At most this many calibration questions are asked too, to fit the temperature of the confidence."""
     seed: int = 0
@@ -300,15 +309,19 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _gates_have_their_items(self) -> Recipe:
         asked = self.evaluation
-        lacking = {
-            "negation": asked.negation is None,
-            "prior_bias": not asked.blind_items,
+        fields = {
+            GateName.NEGATION_SUCCESS: ("negation", asked.negation),
+            GateName.NEGATION_SUCCESS_DROP: ("negation", asked.negation),
+            GateName.PRIOR_BIAS: ("blind_items", asked.blind_items),
+            GateName.PRIOR_BIAS_INCREASE: ("blind_items", asked.blind_items),
+            GateName.BACKGROUND_GAP: ("background_items", asked.background_items),
+            GateName.WORST_GROUP_ACCURACY: ("background_items", asked.background_items),
+            GateName.SPURIOUS_GAP_INCREASE: ("background_items", asked.background_items),
         }
         for gate in self.gates:
-            for name, absent in lacking.items():
-                if absent and gate.metric.value.startswith(name):
-                    field = "negation" if name == "negation" else "blind_items"
-                    raise ValueError(f"the gate on {gate.metric.value} needs items: set evaluation.{field}")
+            field, given = fields.get(gate.metric, ("", True))
+            if not given:
+                raise ValueError(f"the gate on {gate.metric.value} needs items: set evaluation.{field}")
         return self
 
     def precision(self, component: Component) -> Precision:

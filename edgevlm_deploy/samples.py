@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevlm_deploy import __version__, datasets
@@ -21,25 +21,46 @@ class Samples:
 
     calibration: tuple[datasets.Sample, ...]
     evaluation: tuple[datasets.Sample, ...]
+    counterfactuals: tuple[datasets.Sample, ...] = ()
+    """Evaluation samples again, on other backgrounds."""
+    ood: tuple[datasets.Sample, ...] = ()
+    """From another distribution; their answers need not be known."""
+
+    @property
+    def all(self) -> tuple[datasets.Sample, ...]:
+        return (*self.evaluation, *self.calibration, *self.counterfactuals, *self.ood)
 
 
 def gather(
-    data: Path | None, calibration: Path | None, images: Path | None, recipe: Recipe, cache: Path
+    data: Path | None,
+    calibration: Path | None,
+    images: Path | None,
+    recipe: Recipe,
+    cache: Path,
+    ood: Path | None = None,
 ) -> Samples:
     """`data` is judged; `calibration` calibrates, or a fifth of the pictures in `data` when it is None.
 
     Without `data`, the demo's scenes are rendered into `cache`. Raises DataError and NotFoundError.
     """
+    foreign = datasets.load(ood) if ood is not None else ()
     if data is None:
         if calibration is not None:
             raise DataError("--calibration without --data: give the evaluation items as well.")
-        return _demo(recipe, cache)
-    judged = datasets.load(data, images)
-    if calibration is None:
-        return Samples(*datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE))
-    calibrating = datasets.load(calibration, images)
-    datasets.check_disjoint(calibrating, judged)
-    return Samples(calibrating, judged)
+        found = _demo(recipe, cache)
+    else:
+        judged, swapped = datasets.separate(datasets.load(data, images))
+        if calibration is None:
+            parts = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
+        else:
+            parts = datasets.load(calibration, images), judged
+            datasets.check_disjoint(*parts)
+        here = {sample.id for sample in parts[1]}
+        found = Samples(*parts, tuple(one for one in swapped if one.counterfactual_of in here))
+    # Nothing that is judged was calibrated on, and nothing foreign is at home here.
+    datasets.check_disjoint(found.calibration, (*found.counterfactuals, *foreign))
+    datasets.check_disjoint(found.evaluation, foreign)
+    return replace(found, ood=foreign)
 
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:
@@ -47,16 +68,18 @@ def _demo(recipe: Recipe, cache: Path) -> Samples:
     from edgevlm_deploy.demo import dataset
     from edgevlm_deploy.demo.scenes import Split
 
-    def rendered(split: Split, questions: int) -> tuple[datasets.Sample, ...]:
-        pictures = -(-questions // DEMO_QUESTIONS_PER_PICTURE)
-        inputs = {"split": split.name, "pictures": pictures, "version": __version__}
+    def rendered(split: Split, questions: int, again: int = 0) -> tuple[datasets.Sample, ...]:
+        pictures, repainted = (-(-n // DEMO_QUESTIONS_PER_PICTURE) for n in (questions, again))
+        inputs = {"split": split.name, "pictures": pictures, "repainted": repainted, "version": __version__}
 
         def render(directory: Path) -> None:
-            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory)
+            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory, repainted)
 
         return datasets.load(stage(cache, "scenes", inputs, render))
 
+    asked = recipe.evaluation
+    again = min(asked.background_items, asked.clean_items)
     return Samples(
         rendered(Split.CALIBRATION, recipe.calibration.samples),
-        rendered(Split.EVALUATION, recipe.evaluation.clean_items),
+        *datasets.separate(rendered(Split.EVALUATION, asked.clean_items, again)),
     )

@@ -77,7 +77,7 @@ def _estimates(table: Table, forms: Sequence[Subset], blind: Sequence[Subset]) -
 
 
 def _mean(table: Table, forms: Sequence[Subset], column: str, why: str) -> Estimate:
-    """Mean over forms of a column's mean. A form's probes share items, so the closed form counts items."""
+    """Mean over forms of a column's mean. The closed form pools the probes of all forms."""
     if not forms:
         return undefined(why)
     statistics = [mean(form, column) for form in forms]

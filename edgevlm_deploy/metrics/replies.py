@@ -21,7 +21,7 @@ SUBSTANTIVE = 5
 """Characters that a reply to `counter` has to exceed there."""
 
 _EMPTY_WORDS = """
-yes no not none 0 nothing anything something everything unknown i am do don't know cannot can't tell sure it
+yes no not and or none nothing anything something everything unknown i am do don't know cannot can't tell sure it
 is there
 """
 _SAYS_NOTHING = frozenset(_EMPTY_WORDS.split())
@@ -51,7 +51,7 @@ def strict(form: ProbeForm, text: str, answers: Sequence[str]) -> bool:
     first yes or no is the right one. `counter`: it holds to a right answer without denying it.
     """
     if form in NAMING:
-        names = set(normalize(text).split()) - _SAYS_NOTHING
+        names = {word for word in normalize(text).split() if not word.isdigit()} - _SAYS_NOTHING
         return bool(names) and not any(_mentions(text, one) for one in _right(answers))
     if form is not ProbeForm.COUNTER:
         return yes_or_no(text) == answers[0]

@@ -9,7 +9,16 @@ from edgevlm_runner.contract import Answer, Item, Kind
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import abstention, confidence, corruption, negation, prior, temperature
+from edgevlm_deploy.metrics import (
+    abstention,
+    background,
+    confidence,
+    corruption,
+    foreign,
+    negation,
+    prior,
+    temperature,
+)
 from edgevlm_deploy.metrics.compared import compare, expected_calibration_error, partition, per_item
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.estimates import Subset, Table, mean, tabulate
@@ -37,8 +46,11 @@ def compute(
 
     Raises DataError when there is no clean item or when items and answers do not fit together.
     """
-    pairs = pair([item for item in items if item.kind is not Kind.TEMPERATURE], reference, artifact)
-    held_out = pair([item for item in items if item.kind is Kind.TEMPERATURE], reference, artifact)
+    apart = {
+        kind: pair([item for item in items if item.kind is kind], reference, artifact)
+        for kind in (Kind.TEMPERATURE, Kind.OOD)
+    }
+    pairs = pair([item for item in items if item.kind not in apart], reference, artifact)
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")
     clean, perturbed = Subset("clean", pairs.clean), Subset("perturbed", pairs.perturbed)
@@ -65,6 +77,7 @@ def compute(
     table = Table(pairs, columns, totals, evaluation.confidence_level)
     probed, forms = negation.summary(pairs, evaluation)
     unmoved, blind = prior.summary(pairs, evaluation)
+    spurious, backgrounds = background.summary(pairs, evaluation)
     changes = [kind for kind, is_clean in zip(pairs.flips, pairs.clean, strict=True) if is_clean]
     return Metrics(
         level=evaluation.confidence_level,
@@ -73,6 +86,8 @@ def compute(
         corrupted_items=int(corrupted.mask.sum()),
         perturbed_items=int(perturbed.mask.sum()),
         probed_items=int(pairs.of(Kind.NEGATED).sum()),
+        background_items=int(pairs.of(Kind.BACKGROUND).sum()),
+        foreign_items=len(apart[Kind.OOD].items),
         images=totals.clusters,
         estimates=_clean_estimates(table, clean)
         | abstention.estimates(table, clean, evaluation)
@@ -83,7 +98,9 @@ def compute(
             "perturbed_negative_flip_rate": table.rate(perturbed, "negative"),
         }
         | probed
-        | unmoved,
+        | unmoved
+        | spurious
+        | foreign.summary(pairs, apart[Kind.OOD], evaluation),
         mcnemar_p=mcnemar(changes.count(Flip.NEGATIVE), changes.count(Flip.POSITIVE)),
         groups=tuple(
             GroupRow(group=name, comparison=compare(table, subset)) for name, subset in groups.items()
@@ -101,6 +118,7 @@ def compute(
         ),
         negation=forms,
         blind=blind,
+        backgrounds=backgrounds,
         reliability={
             whose: confidence.reliability(said[pairs.clean], right[pairs.clean])
             for whose, said, right in (
@@ -108,7 +126,7 @@ def compute(
                 ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
             )
         },
-        scaling=_scaling(pairs, held_out),
+        scaling=_scaling(pairs, apart[Kind.TEMPERATURE]),
         selective=abstention.tables(pairs),
         flips=_flipped(pairs),
     )

@@ -82,6 +82,14 @@ class BlindRow(Frozen):
     prior_bias_increase: Estimate
 
 
+class BackgroundRow(Frozen):
+    """Questions of one kind on one background, originals and counterfactuals alike."""
+
+    group: str
+    background: str
+    comparison: Comparison
+
+
 class FlippedItem(Frozen):
     """An item that the artifact answered differently from the reference."""
 
@@ -157,6 +165,9 @@ class Metrics(Frozen):
     perturbed_items: int = 0
     probed_items: int = 0
     """Negation probes with a picture."""
+    background_items: int = 0
+    foreign_items: int = 0
+    """From another distribution; no other metric looks at them."""
     images: int
     estimates: dict[str, Estimate]
     mcnemar_p: float | None
@@ -167,6 +178,7 @@ class Metrics(Frozen):
     perturbations: tuple[PerturbationRow, ...] = ()
     negation: tuple[NegationRow, ...] = ()
     blind: tuple[BlindRow, ...] = ()
+    backgrounds: tuple[BackgroundRow, ...] = ()
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """"reference" and "artifact" → ten bars, on clean items."""
     scaling: dict[str, Scaling] = {}
@@ -183,5 +195,6 @@ class Metrics(Frozen):
             "corrupted": self.corrupted_items,
             "perturbed": self.perturbed_items,
             "negated": self.probed_items,
+            "background": self.background_items,
         }
         return {kind: n for kind, n in found.items() if n or kind == "corrupted"}

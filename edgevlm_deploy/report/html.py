@@ -109,7 +109,9 @@ def render(
             heat=heat_map.build(metrics),
             names=REPORT,
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
-            probed=bool(metrics.negation or metrics.blind),
+            probed=bool(
+                metrics.negation or metrics.blind or metrics.background_items or metrics.foreign_items
+            ),
             probe_bars=charts.interval_bars(_probe_drops(metrics)),
             reliability=_reliability(metrics),
             risk_curves=_risk_curves(metrics),

@@ -17,6 +17,7 @@ from itertools import islice
 
 from edgevlm_runner.contract import NEGATED, NEGATED_BLIND, Item
 
+from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.recipe import Negation, ProbeForm
 from edgevlm_deploy.suites.clean import spread_over_images
 
@@ -63,10 +64,17 @@ def negated(clean: Sequence[Item], wanted: Negation, *, seed: int) -> tuple[Item
 
     Items that allow every form come first, so that the forms are asked of the same items as far as there
     are such. A form that no item allows has no probes.
+    Raises DataError when no item can be probed at all.
     """
     pool = [(item, about) for item in spread_over_images(clean, seed=seed) if (about := subject(item))]
+    if not pool:
+        raise DataError(
+            f"evaluation.negation asks for probes, and none of the {len(clean)} clean items can be probed: that "
+            f"takes a picture, a question of at most {LONGEST_QUESTION} characters that denies nothing itself, "
+            f"and an answer of at most {MOST_WORDS} words. Leave evaluation.negation out."
+        )
     pool.sort(key=lambda row: not row[1].thing)
-    probes = []
+    probes: list[Item] = []
     for form in wanted.forms:
         made = (_probe(item, about, form) for item, about in pool if allows(form, about))
         probes += islice(made, wanted.items)

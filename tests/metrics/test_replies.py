@@ -20,6 +20,8 @@ IS_NOT, ABSENT, FALSE_YN, COUNTER, TRUE_YN = (ProbeForm(form.value) for form in 
         (IS_NOT, "There is no dog.", ("dog",), False, False),
         (IS_NOT, "A hotdog", ("dog",), False, True),
         (IS_NOT, "Nothing.", ("dog",), True, False),
+        (IS_NOT, "2", ("dog",), True, False),
+        (IS_NOT, "yes and no", ("dog",), True, False),
         (IS_NOT, "I don't know", ("dog",), True, False),
         (IS_NOT, "", ("dog",), False, False),
         (ABSENT, "a kitten", ("cat", "kitten"), True, False),

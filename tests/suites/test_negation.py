@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevlm_deploy import suites
+from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.recipe import Evaluation, Negation, ProbeForm
 from edgevlm_deploy.suites.negation import allows, subject
 
@@ -69,7 +70,8 @@ def test_what_is_shown_for_certain(question: str, answers: tuple[str, ...], thin
 )
 def test_what_is_not_probed(left_out: Item) -> None:
     assert subject(left_out) is None
-    assert suites.negated([left_out], Negation(), seed=0) == ()
+    with pytest.raises(DataError, match="none of the 1 clean items can be probed"):
+        suites.negated([left_out], Negation(), seed=0)
 
 
 def test_the_words_of_each_form() -> None:
@@ -100,7 +102,9 @@ def test_an_answer_that_is_no_thing_is_quoted_with_its_question() -> None:
     made = suites.negated([item(1, "How many cubes are there?", "2")], Negation(blind=False), seed=0)
     said = {probe.form: probe.prompt for probe in made}
     assert set(said) == {"false_yn", "counter", "true_yn"}
-    claim = "Is it true that the answer to the question 'How many cubes are there?' is {}'2'? Answer yes or no."
+    claim = (
+        "Is it true that the answer to the question 'How many cubes are there?' is {}'2'? Answer yes or no."
+    )
     assert said["false_yn"] == claim.format("NOT ") and said["true_yn"] == claim.format("")
 
 
@@ -150,7 +154,8 @@ def test_without_its_picture_a_question_stays_what_it_is() -> None:
 
 @given(ANYTHING, ANYTHING)
 def test_any_question_and_answer_give_whole_probes_or_none(question: str, answer: str) -> None:
-    made = suites.negated([item(1, question, answer)], Negation(blind=False), seed=0)
+    asked = item(1, question, answer)
+    made = suites.negated([asked], Negation(blind=False), seed=0) if subject(asked) else ()
     assert len(made) in (0, 3, 5)
     for probe in made:
         assert probe.answers
