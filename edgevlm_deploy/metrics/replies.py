@@ -21,8 +21,8 @@ SUBSTANTIVE = 5
 """Characters that a reply to `counter` has to exceed there."""
 
 _EMPTY_WORDS = """
-yes no not and or none nothing anything something everything unknown i am do don't know cannot can't tell sure it
-is there
+yes no not and or none nothing anything something everything unknown i am do don't know cannot can't tell
+sure it is there
 """
 _SAYS_NOTHING = frozenset(_EMPTY_WORDS.split())
 _DENIED_BEFORE = r"\b(?:not|no|never|isn't|wasn't|aren't|cannot be) (?:really |actually )?'?"

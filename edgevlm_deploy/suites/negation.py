@@ -69,9 +69,9 @@ def negated(clean: Sequence[Item], wanted: Negation, *, seed: int) -> tuple[Item
     pool = [(item, about) for item in spread_over_images(clean, seed=seed) if (about := subject(item))]
     if not pool:
         raise DataError(
-            f"evaluation.negation asks for probes, and none of the {len(clean)} clean items can be probed: that "
-            f"takes a picture, a question of at most {LONGEST_QUESTION} characters that denies nothing itself, "
-            f"and an answer of at most {MOST_WORDS} words. Leave evaluation.negation out."
+            f"evaluation.negation asks for probes, and none of the {len(clean)} clean items can be probed: "
+            f"that takes a picture, a question of at most {LONGEST_QUESTION} characters that denies nothing "
+            f"itself, and an answer of at most {MOST_WORDS} words. Leave evaluation.negation out."
         )
     pool.sort(key=lambda row: not row[1].thing)
     probes: list[Item] = []

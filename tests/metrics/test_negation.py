@@ -47,11 +47,11 @@ def said(item: Item, text: str) -> Answer:
 
 
 def right(item: Item) -> str:
-    return RIGHT[item.form] if item.form in RIGHT else "red"
+    return RIGHT.get(item.form, "red")
 
 
 def wrong(item: Item) -> str:
-    return WRONG[item.form] if item.form in WRONG else "blue"
+    return WRONG.get(item.form, "blue")
 
 
 TABLE = suites.build([question(n) for n in range(20)], QUICK)

@@ -95,13 +95,19 @@ def test_direction_condition_and_kind_narrow_the_gallery(page: Chrome, small_cas
 
 
 def test_one_corruption_and_all_of_them(page: Chrome, small_case: Any) -> None:
-    changed = [one for one in small_case.metrics.flips if one.condition != "clean"]
-    flips = [one for one in changed if not one.condition.startswith("perturbed:")]
+    kinds: dict[str, list[Any]] = {}
+    for one in small_case.metrics.flips:
+        kind = one.condition.partition(":")[0]
+        kinds.setdefault("corrupted" if "/" in kind else kind, []).append(one)
+    flips = kinds["corrupted"]
     condition = Select(page.find_element(By.NAME, "condition"))
-    condition.select_by_value("corrupted")
-    assert len(visible(page)) == len(flips)
-    condition.select_by_value("perturbed")
-    assert 0 < len(visible(page)) == len(changed) - len(flips)
+    assert set(kinds) == {"clean", "corrupted", "perturbed", "negated", "background"}
+    for kind, of_kind in kinds.items():
+        condition.select_by_value(kind)
+        assert len(visible(page)) == len(of_kind) > 0
+    condition.select_by_value("negated:counter")
+    counters = [one for one in kinds["negated"] if one.condition == "negated:counter"]
+    assert len(visible(page)) == len(counters) > 0
     name = flips[0].condition.split("/")[0]
     condition.select_by_value(name)
     assert len(visible(page)) == sum(one.condition.startswith(f"{name}/") for one in flips)
