@@ -49,17 +49,8 @@ def summary(pairs: Pairs, evaluation: Evaluation) -> tuple[dict[str, Estimate], 
     columns["reference_moved"] = _moved(pairs, pairs.reference)
     columns["artifact_moved"] = _moved(pairs, pairs.artifact)
     table = tabulate(pairs, columns, [common, counter, *groups], evaluation)
-    estimates = {
-        "background_gap": table.difference(counter, "robustness_gap"),
-        "spurious_gap_increase": table.statistic(
-            counter,
-            lambda totals: _minus(
-                _spurious(common, counter, "artifact")(totals),
-                _spurious(common, counter, "reference")(totals),
-            ),
-            "a model answers no original correctly",
-        ),
-    }
+    gap = table.difference(counter, "robustness_gap")
+    estimates = {"background_gap": gap, "spurious_gap_increase": _increase(table, common, counter, gap)}
     for prefix, whose in (("", "artifact"), ("reference_", "reference")):
         estimates |= {
             f"{prefix}background_accuracy": table.rate(counter, f"{whose}_accuracy"),
@@ -110,9 +101,19 @@ def _spurious(common: Subset, counter: Subset, whose: str) -> Statistic:
     return lambda totals: ratio(before(totals) - after(totals), before(totals))
 
 
-def _minus(artifact: Any, reference: Any) -> Any:
-    """None when either is."""
-    return None if artifact is None or reference is None else artifact - reference
+def _increase(table: Table, common: Subset, counter: Subset, gap: Estimate) -> Estimate:
+    """ΔRSG. The interval is at least that of the gap over the reference's accuracy on the originals."""
+    of_artifact, of_reference = (_spurious(common, counter, whose) for whose in ("artifact", "reference"))
+
+    def increase(totals: Totals) -> Any:
+        artifact, reference = of_artifact(totals), of_reference(totals)
+        return None if artifact is None or reference is None else artifact - reference
+
+    value, base = increase(table.totals.observed), mean(common, "reference_accuracy")(table.totals.observed)
+    closed = None
+    if value is not None and gap.value is not None and gap.low is not None and gap.high is not None:
+        closed = (value + (gap.low - gap.value) / base, value + (gap.high - gap.value) / base)
+    return table.statistic(counter, increase, "a model answers no original correctly", closed)
 
 
 def _moved(pairs: Pairs, answers: Sequence[Answer]) -> Floats:

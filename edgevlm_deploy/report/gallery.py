@@ -105,7 +105,8 @@ def build(
     spent = 0
     for flipped in _in_order(metrics.flips)[:MAX_SHOWN]:
         item = items[flipped.id]
-        key = (item.image_id, item.condition)
+        # A probe looks at the clean picture.
+        key = (item.image_id, item.condition if item.corruption else CLEAN)
         if item.image and key not in thumbnails:
             picture = picture_of(item, bundle.root, seed)
             assert picture is not None

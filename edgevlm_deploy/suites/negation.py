@@ -108,7 +108,8 @@ def _thing(question: str, answer: str) -> str:
     if words == ["yes"]:
         asked = _ASKS_FOR_A_THING.fullmatch(question)
         thing = asked["thing"].strip() if asked else ""
-        return thing if len(_words(thing)) <= MOST_WORDS else ""
+        # A yes to "a cat or a dog" confirms neither.
+        return thing if len(_words(thing)) <= MOST_WORDS and "or" not in _words(thing) else ""
     names = all(word not in _NO_THINGS and not any(map(str.isdigit, word)) for word in words)
     return answer if names else ""
 

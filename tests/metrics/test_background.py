@@ -77,6 +77,9 @@ def test_counted_by_hand(named: bool) -> None:
     }
     assert (result.clean_items, result.background_items, result.images) == (60, 40, 60)
     assert values["accuracy"] == 1.0 and values["corrupted_accuracy"] is None
+    same = metrics.compute(items, reference, reference, QUICK).estimates
+    for name in ("background_gap", "spurious_gap_increase"):
+        assert same[name].value == 0.0 and same[name].low < -0.01 and same[name].high > 0.01
     worst = result.estimates["worst_group_accuracy"]
     assert worst.low is not None and worst.high is not None and worst.low < 0.5 < worst.high
     plain = metrics.compute(items[:60], reference, artifact, QUICK)

@@ -41,6 +41,7 @@ def item(number: int, question: str, *answers: str, image: bool = True) -> Item:
         ("Does the picture show a purple ring?", ("yes",), "purple ring"),
         ("Are there any dogs visible in this photo?", ("yes",), "dogs"),
         ("Is there a snowboard in the image?", ("no",), ""),
+        ("Is there a cat or dog?", ("yes",), ""),
         ("Is the man wearing a hat?", ("yes",), ""),
         ("How many cubes are there?", ("2",), ""),
         ("How many cubes are there?", ("two",), ""),
