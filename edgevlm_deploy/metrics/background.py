@@ -65,7 +65,7 @@ def summary(pairs: Pairs, evaluation: Evaluation) -> tuple[dict[str, Estimate], 
         for subset in groups
         for item in [pairs.items[int(np.flatnonzero(subset.mask)[0])]]
     )
-    return estimates, tuple(rows)
+    return estimates, tuple(sorted(rows, key=lambda row: (row.group, row.background)))
 
 
 def _groups(pairs: Pairs, both: Subset) -> list[Subset]:
