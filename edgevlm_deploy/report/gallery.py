@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, Answer, Item, Kind
+from edgevlm_runner.contract import CLEAN, PARAPHRASE, PERTURBED, Answer, Item, Kind
 from edgevlm_runner.inputs import picture_of
 from PIL import Image
 
@@ -105,8 +105,7 @@ def build(
     spent = 0
     for flipped in _in_order(metrics.flips)[:MAX_SHOWN]:
         item = items[flipped.id]
-        # A probe looks at the clean picture.
-        key = (item.image_id, item.condition if item.corruption else CLEAN)
+        key = (item.image_id, _look(item))
         if item.image and key not in thumbnails:
             picture = picture_of(item, bundle.root, seed)
             assert picture is not None
@@ -122,6 +121,12 @@ def build(
         thumbnails=tuple(thumbnails.values()),
         total={direction: counts[direction] for direction in DIRECTIONS},
     )
+
+
+def _look(item: Item) -> str:
+    """What was done to the picture; probes, paraphrases and other backgrounds are shown as they are."""
+    altered = item.corruption is not None and item.corruption[0] != PERTURBED + PARAPHRASE
+    return item.condition if altered else CLEAN
 
 
 def _in_order(flips: Sequence[FlippedItem]) -> list[FlippedItem]:

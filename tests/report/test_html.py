@@ -142,7 +142,8 @@ def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) ->
         item = by_id[entry.id]
         assert (entry.thumbnail is None) == (not item.image)
         if entry.thumbnail is not None:
-            shown = (item.image_id, item.condition if item.corruption else "clean")
+            altered = item.corruption and item.corruption[0] != "perturbed:paraphrase"
+            shown = (item.image_id, item.condition if altered else "clean")
             assert seen.setdefault(entry.thumbnail.id, shown) == shown
     assert len(seen) == len(built.thumbnails)
 
