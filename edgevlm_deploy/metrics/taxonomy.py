@@ -30,38 +30,57 @@ class Category(str, Enum):
     OTHER = "other"
 
 
-_YES_NO = frozenset({"yes", "no"})
-_POSITIONS = frozenset(
-    "left right top bottom above below under underneath over behind front between beside near nearest far "
-    "farthest closer closest inside outside middle center centre upper lower corner foreground background "
-    "side edge north south east west".split()
+def _class(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_YES_NO = _class("yes no")
+_POSITIONS = _class(
+    """
+    left right top bottom above below under underneath over behind front between beside near nearest
+    far farthest closer closest inside outside middle center centre upper lower corner foreground
+    background side edge north south east west
+    """
 )
-_SIZES = frozenset(
-    "small smaller smallest large larger largest big bigger biggest tiny huge tall taller tallest short shorter "
-    "shortest long longer longest wide wider narrow narrower".split()
+_SIZES = _class(
+    """
+    small smaller smallest large larger largest big bigger biggest tiny huge tall taller tallest
+    short shorter shortest long longer longest wide wider narrow narrower
+    """
 )
-_ORIENTATIONS = frozenset(
-    "up down upward downward upside upright sideways horizontal vertical diagonal clockwise facing tilted".split()
+_ORIENTATIONS = _class(
+    """
+    up down upward downward upside upright sideways horizontal vertical diagonal clockwise facing
+    tilted
+    """
 )
 _SPATIAL = _POSITIONS | _SIZES | _ORIENTATIONS
 _KINDS = {
-    "colour": frozenset(
-        "red orange yellow green blue purple violet pink brown black white gray grey cyan turquoise teal magenta "
-        "maroon beige tan gold golden silver".split()
+    "colour": _class(
+        """
+        red orange yellow green blue purple violet pink brown black white gray grey cyan turquoise teal
+        magenta maroon beige tan gold golden silver
+    """
     ),
-    "texture": frozenset(
-        "plain striped dotted spotted checkered plaid smooth rough shiny matte wooden wood metal metallic plastic "
-        "glass rubber stone brick leather fabric".split()
+    "texture": _class(
+        """
+        plain striped dotted spotted checkered plaid smooth rough shiny matte wooden wood metal metallic
+        plastic glass rubber stone brick leather fabric
+    """
     ),
-    "shape": frozenset(
-        "cube box ball sphere cylinder cone pyramid ring star circle square triangle rectangle oval diamond "
-        "heart cross round flat".split()
+    "shape": _class(
+        """
+        cube box ball sphere cylinder cone pyramid ring star circle square triangle rectangle oval
+        diamond heart cross round flat
+    """
     ),
 }
 """Properties of things whose words can be told from one another."""
-_STOP_WORDS = frozenset(
-    "a an the is are was were be it its this that these those there and or but of in on at to with for by as "
-    "from i you he she they we his her their some very".split()
+_STOP_WORDS = _class(
+    """
+    a an the is are was were be it its this that these those there and or but of in on at to with
+    for by as from i you he she they we his her their some very
+    """
 )
 
 _EXISTENCE = re.compile(
@@ -216,6 +235,7 @@ class Rule:
     reason: str
 
 
+_INSTEAD = "“{said}”, where “{expected}” is right."
 RULES = (
     Rule(
         "repetition",
@@ -257,7 +277,7 @@ RULES = (
         "place_size_or_count",
         Category.SPATIAL_ERROR,
         _is_spatial,
-        "It is wrong about a position, size, count or orientation: “{said}”, where “{expected}” is right.",
+        "It is wrong about a position, size, count or orientation: " + _INSTEAD,
     ),
     Rule(
         "claim",
@@ -270,7 +290,7 @@ RULES = (
             kind,
             Category.SEMANTIC_DRIFT,
             partial(Failure.of_kind, kind=kind),
-            f"It sees the thing and takes its {kind} for another: “{{said}}”, where “{{expected}}” is right.",
+            f"It sees the thing and takes its {kind} for another: " + _INSTEAD,
         )
         for kind in _KINDS
     ),
@@ -278,25 +298,25 @@ RULES = (
         "partly_right",
         Category.SEMANTIC_DRIFT,
         lambda one: bool(one.shared_words),
-        "Some of it is right, or said by the source model too, but not the whole: “{said}”, where “{expected}” is right.",
+        "Some of it is right, or said by the source model too, but not the whole: " + _INSTEAD,
     ),
     Rule(
         "nothing_named",
         Category.OBJECT_BLINDNESS,
         lambda one: not one.is_yes_no and sum(_words(one.expected).values()) >= _DESCRIPTION_WORDS,
-        "It names nothing of what is there: “{said}”, where “{expected}” is right.",
+        "It names nothing of what is there: " + _INSTEAD,
     ),
     Rule(
         "called_otherwise",
         Category.SEMANTIC_DRIFT,
         lambda one: not one.is_yes_no and bool(_NAMING.search(one.question)),
-        "It sees something and calls it by another name: “{said}”, where “{expected}” is right.",
+        "It sees something and calls it by another name: " + _INSTEAD,
     ),
     Rule(
         "unclassified",
         Category.OTHER,
         lambda one: True,
-        "It is no answer of the kind that is asked for: “{said}”, where “{expected}” is right.",
+        "It is no answer of the kind that is asked for: " + _INSTEAD,
     ),
 )
 """In the order in which they are tried; the last one fits everything."""

@@ -108,9 +108,32 @@ def test_an_answer_in_a_reason_is_quoted_and_short() -> None:
     assert found is not None and "“{said} {0} x y" in found.reason and len(found.reason) < 300
 
 
-WORDS = (
-    "yes no 0 2 three red blue cube left above small nothing cannot the a is there not how many {x} \n . ?"
-).split(" ")
+WORDS = [
+    "yes",
+    "no",
+    "0",
+    "2",
+    "three",
+    "red",
+    "blue",
+    "cube",
+    "left",
+    "above",
+    "small",
+    "nothing",
+    "cannot",
+    "the",
+    "a",
+    "is",
+    "there",
+    "not",
+    "how",
+    "many",
+    "{x}",
+    "\n",
+    ".",
+    "?",
+]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join) | st.text(max_size=30)
 
 
