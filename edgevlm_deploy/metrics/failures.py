@@ -13,7 +13,7 @@ from edgevlm_deploy.metrics.estimates import Subset, Table
 from edgevlm_deploy.metrics.pairs import Pairs
 from edgevlm_deploy.metrics.statistics import bootstrap
 from edgevlm_deploy.metrics.tables import CategoryRow, FailedItem, Taxonomy
-from edgevlm_deploy.metrics.taxonomy import Category, Failure, Judgement, judge
+from edgevlm_deploy.metrics.taxonomy import Category, Failure, Rule, judge
 from edgevlm_deploy.recipe import Evaluation
 
 BLIND = "blind"
@@ -68,18 +68,18 @@ def sort(
             id=pairs.items[place].id,
             group=pairs.items[place].group,
             condition=pairs.items[place].condition,
-            category=judgement.category if judgement else None,
-            rule=judgement.rule if judgement else "",
-            reason=judgement.reason if judgement else "The answer is empty.",
+            category=rule.category if rule else None,
+            rule=rule.name if rule else "",
+            reason=rule.reason if rule else "The answer is empty.",
         )
-        for place, judgement in judged[ARTIFACT].items()
+        for place, rule in judged[ARTIFACT].items()
         if any(whole.mask[place] for whole in inside)
     )
     return {whole.name: _taxonomy(table, whole, judged) for whole in inside}, failed
 
 
-Judged = Mapping[str, Mapping[int, Judgement | None]]
-"""Whose answers → place among the pairs → judgement, None for an empty answer."""
+Judged = Mapping[str, Mapping[int, Rule | None]]
+"""Whose answers → place among the pairs → the rule that fits, None for an empty answer."""
 
 
 def _table(pairs: Pairs, wholes: Sequence[Subset], judged: Judged, evaluation: Evaluation) -> Table:
@@ -88,9 +88,9 @@ def _table(pairs: Pairs, wholes: Sequence[Subset], judged: Judged, evaluation: E
         category.value: np.zeros(len(pairs.items)) for category in Category
     }
     for whose, sign in ((ARTIFACT, 1.0), (REFERENCE, -1.0)):
-        for place, judgement in judged[whose].items():
-            if judgement is not None:
-                columns[judgement.category.value][place] += sign
+        for place, rule in judged[whose].items():
+            if rule is not None:
+                columns[rule.category.value][place] += sign
     totals = bootstrap(
         {
             f"{whole.name} {name}": np.where(whole.mask, column, 0.0)
@@ -106,11 +106,7 @@ def _table(pairs: Pairs, wholes: Sequence[Subset], judged: Judged, evaluation: E
 
 def _taxonomy(table: Table, whole: Subset, judged: Judged) -> Taxonomy:
     counts = {
-        whose: Counter(
-            judgement.category if judgement else None
-            for place, judgement in found.items()
-            if whole.mask[place]
-        )
+        whose: Counter(rule.category if rule else None for place, rule in found.items() if whole.mask[place])
         for whose, found in judged.items()
     }
     return Taxonomy(

@@ -60,19 +60,19 @@ _KINDS = {
         """
         red orange yellow green blue purple violet pink brown black white gray grey cyan turquoise teal
         magenta maroon beige tan gold golden silver
-    """
+        """
     ),
     "texture": _class(
         """
         plain striped dotted spotted checkered plaid smooth rough shiny matte wooden wood metal metallic
         plastic glass rubber stone brick leather fabric
-    """
+        """
     ),
     "shape": _class(
         """
         cube box ball sphere cylinder cone pyramid ring star circle square triangle rectangle oval
         diamond heart cross round flat
-    """
+        """
     ),
 }
 """Properties of things whose words can be told from one another."""
@@ -212,22 +212,32 @@ def _claims(one: Failure) -> bool | None:
     return (said == "yes") != bool(_NEGATED.search(one.question))
 
 
+def _is_of_another_kind(one: Failure) -> bool:
+    """Yes or no to an open question, or no yes or no to a closed one."""
+    if one.is_yes_no:
+        return yes_or_no(one.said) is None
+    return normalize(one.said) in _YES_NO
+
+
 def _is_spatial(one: Failure) -> bool:
     if one.is_yes_no:
-        asked = set(normalize(one.question).split())
-        return yes_or_no(one.said) is not None and (one.asks_amount or bool(asked & _SPATIAL))
-    if one.expected.isdigit() or _WHERE.search(one.question):
+        return one.asks_amount or bool(_SPATIAL & set(normalize(one.question).split()))
+    if _WHERE.search(one.question):
         return True
     missed, added = one.missed_words.keys(), one.added_words.keys()
-    differing = missed or added
-    if not differing:  # the same things in another order
+    if not missed and not added:  # the same things in another order
         return len(_words(one.expected)) >= _DESCRIPTION_WORDS
-    return all(word in _SPATIAL or word.isdigit() for word in differing)
+    # An answer to a spatial question that is not spatial itself is no mistake about space.
+    return all(map(_tells_space, missed or added)) and (not added or any(map(_tells_space, added)))
+
+
+def _tells_space(word: str) -> bool:
+    return word in _SPATIAL or word.isdigit()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`reason` may contain {said}, {expected} and {thing}: the sentence that a report shows."""
+    """`reason` is the sentence that a report shows beside question, accepted and given answer."""
 
     name: str
     category: Category
@@ -235,7 +245,6 @@ class Rule:
     reason: str
 
 
-_INSTEAD = "“{said}”, where “{expected}” is right."
 RULES = (
     Rule(
         "repetition",
@@ -247,13 +256,13 @@ RULES = (
         "same_without_picture",
         Category.PRIOR_BIAS,
         _same_without_picture,
-        "It says “{said}” without the picture, too.",
+        "It says the same without the picture.",
     ),
     Rule(
         "denied",
         Category.OBJECT_BLINDNESS,
         _denies,
-        "It says that there is nothing of the kind, where “{expected}” is right.",
+        "It says that there is nothing of the kind, and there is.",
     ),
     Rule(
         "missed",
@@ -274,15 +283,21 @@ RULES = (
         "It says that something is there that is not: the picture cannot have told it.",
     ),
     Rule(
+        "another_kind",
+        Category.OTHER,
+        _is_of_another_kind,
+        "It is no answer of the kind that was asked for.",
+    ),
+    Rule(
         "place_size_or_count",
         Category.SPATIAL_ERROR,
         _is_spatial,
-        "It is wrong about a position, size, count or orientation: " + _INSTEAD,
+        "It is wrong about a position, size, count or orientation.",
     ),
     Rule(
         "claim",
         Category.SEMANTIC_DRIFT,
-        lambda one: one.is_yes_no and yes_or_no(one.said) is not None and not one.asks_existence,
+        lambda one: one.is_yes_no,
         "The thing is named in the question; what is claimed about it is judged wrongly.",
     ),
     *(
@@ -290,7 +305,7 @@ RULES = (
             kind,
             Category.SEMANTIC_DRIFT,
             partial(Failure.of_kind, kind=kind),
-            f"It sees the thing and takes its {kind} for another: " + _INSTEAD,
+            f"It sees the thing and takes its {kind} for another.",
         )
         for kind in _KINDS
     ),
@@ -298,50 +313,33 @@ RULES = (
         "partly_right",
         Category.SEMANTIC_DRIFT,
         lambda one: bool(one.shared_words),
-        "Some of it is right, or said by the source model too, but not the whole: " + _INSTEAD,
+        "Some of it is right, or said by the source model too, but not the whole.",
     ),
     Rule(
         "nothing_named",
         Category.OBJECT_BLINDNESS,
-        lambda one: not one.is_yes_no and sum(_words(one.expected).values()) >= _DESCRIPTION_WORDS,
-        "It names nothing of what is there: " + _INSTEAD,
+        lambda one: sum(_words(one.expected).values()) >= _DESCRIPTION_WORDS,
+        "It names nothing of what is there.",
     ),
     Rule(
         "called_otherwise",
         Category.SEMANTIC_DRIFT,
-        lambda one: not one.is_yes_no and bool(_NAMING.search(one.question)),
-        "It sees something and calls it by another name: " + _INSTEAD,
+        lambda one: bool(_NAMING.search(one.question)),
+        "It sees something and calls it by another name.",
     ),
     Rule(
         "unclassified",
         Category.OTHER,
         lambda one: True,
-        "It is no answer of the kind that is asked for: " + _INSTEAD,
+        "None of the rules knows what went wrong.",
     ),
 )
 """In the order in which they are tried; the last one fits everything."""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    category: Category
-    rule: str
-    reason: str
+def judge(failure: Failure) -> Rule | None:
+    """The rule that gives a wrong answer its category; None when it is empty.
 
-
-_SHOWN = 80
-"""Characters of an answer inside a reason."""
-
-
-def judge(failure: Failure) -> Judgement | None:
-    """The one category of a wrong answer; None when it is empty. Whether it is wrong is not asked again."""
-    if failure.empty:
-        return None
-    rule = next(rule for rule in RULES if rule.applies(failure))
-    reason = rule.reason.format(said=_short(failure.said), expected=_short(failure.expected))
-    return Judgement(rule.category, rule.name, reason)
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= _SHOWN else flat[: _SHOWN - 1] + "…"
+    That the answer is wrong is taken for granted.
+    """
+    return None if failure.empty else next(rule for rule in RULES if rule.applies(failure))

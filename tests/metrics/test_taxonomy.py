@@ -61,7 +61,11 @@ BLIND, DRIFT, PRIOR, SPATIAL, OTHER = (
         ("What is he holding?", "tennis racket", "tennis ball", "partly_right", DRIFT),
         ("Describe the picture.", "a dog runs on grass", "blue ring", "nothing_named", BLIND),
         ("What animal is this?", "dog", "cat", "called_otherwise", DRIFT),
-        ("Is the cube red?", "yes", "tree", "unclassified", OTHER),
+        ("Is the cube red?", "yes", "tree", "another_kind", OTHER),
+        ("Is there a cube?", "yes", "2", "another_kind", OTHER),
+        ("What color is the cube?", "red", "No.", "another_kind", OTHER),
+        ("Is the ball left or right of the cube?", "left", "ring", "unclassified", OTHER),
+        ("How many balls are there?", "2", "many", "unclassified", OTHER),
         ("Why is it wet?", "rain", "because", "unclassified", OTHER),
         ("What color is the cube?", "red", "the the the the the", "repetition", OTHER),
     ],
@@ -69,7 +73,7 @@ BLIND, DRIFT, PRIOR, SPATIAL, OTHER = (
 def test_rules(question: str, accepted: str, said: str, rule: str, category: Category) -> None:
     found = judge(Failure(question, (accepted,), said))
     assert found is not None
-    assert (found.rule, found.category) == (rule, category)
+    assert (found.name, found.category) == (rule, category)
 
 
 def test_what_is_said_without_the_picture_is_a_prior() -> None:
@@ -78,15 +82,15 @@ def test_what_is_said_without_the_picture_is_a_prior() -> None:
     assert judge(Failure(*asked, blind="yellow")).category is PRIOR  # type: ignore[union-attr]
     assert judge(Failure(*asked, blind="blue")).category is DRIFT  # type: ignore[union-attr]
     there = ("Is there a dog?", ("yes",), "No.")
-    assert judge(Failure(*there, blind="No, I see none")).rule == "same_without_picture"  # type: ignore[union-attr]
+    assert judge(Failure(*there, blind="No, I see none")).name == "same_without_picture"  # type: ignore[union-attr]
     absent = ("Is there a dog?", ("no",), "Yes.")
-    assert judge(Failure(*absent, blind="no")).rule == "mistaken"  # type: ignore[union-attr]
+    assert judge(Failure(*absent, blind="no")).name == "mistaken"  # type: ignore[union-attr]
 
 
 def test_words_that_the_source_model_says_too_were_seen() -> None:
     asked = ("Describe the picture.", ("a dog runs on grass",), "brown animal")
     assert judge(Failure(*asked)).category is BLIND  # type: ignore[union-attr]
-    assert judge(Failure(*asked, reference="an animal in a field")).rule == "partly_right"  # type: ignore[union-attr]
+    assert judge(Failure(*asked, reference="an animal in a field")).name == "partly_right"  # type: ignore[union-attr]
     # The same wrong answer is no witness for itself.
     assert judge(Failure(*asked, reference="Brown animal.")).category is BLIND  # type: ignore[union-attr]
 
@@ -99,13 +103,7 @@ def test_empty_outputs_are_never_judged(said: str) -> None:
 def test_the_answer_of_most_annotators_is_the_expected_one() -> None:
     failure = Failure("What color is it?", ("red",) * 6 + ("orange",) * 4, "blue")
     assert failure.expected == "red"
-    reason = judge(failure).reason  # type: ignore[union-attr]
-    assert reason == "It sees the thing and takes its colour for another: “blue”, where “red” is right."
-
-
-def test_an_answer_in_a_reason_is_quoted_and_short() -> None:
-    found = judge(Failure("What is it?", ("dog",), "{said} {0} " + "x y " * 200))
-    assert found is not None and "“{said} {0} x y" in found.reason and len(found.reason) < 300
+    assert judge(failure).name == "colour"  # type: ignore[union-attr]
 
 
 WORDS = [
@@ -151,12 +149,11 @@ def test_every_failure_has_one_category_and_a_sentence(
     found = judge(failure)
     assert (found is None) == failure.empty
     if found is not None:
-        first = next(rule for rule in RULES if rule.applies(failure))
-        assert (found.rule, found.category) == (first.name, first.category)
-        assert found.reason[0].isupper() and found.reason.endswith(".")
-        assert found == judge(failure)
+        assert found in RULES and found.category in Category
+        assert not any(rule.applies(failure) for rule in RULES[: RULES.index(found)])
 
 
-def test_rule_names_are_unique_and_every_category_has_one() -> None:
+def test_rules_have_a_name_of_their_own_and_a_sentence() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     assert {rule.category for rule in RULES} == set(Category)
+    assert all(rule.reason[0].isupper() and rule.reason.endswith(".") for rule in RULES)
