@@ -32,5 +32,5 @@ MEANINGS = {
     Category.SEMANTIC_DRIFT: "noticed, and taken for something else",
     Category.PRIOR_BIAS: "what is usual, whatever the picture shows",
     Category.SPATIAL_ERROR: "position, size, count or orientation",
-    Category.OTHER: "no answer of the kind that was asked for",
+    Category.OTHER: "no answer of the kind asked for, or none of these",
 }

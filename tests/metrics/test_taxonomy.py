@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,3 +159,12 @@ def test_rules_have_a_name_of_their_own_and_a_sentence() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     assert {rule.category for rule in RULES} == set(Category)
     assert all(rule.reason[0].isupper() and rule.reason.endswith(".") for rule in RULES)
+
+
+def test_the_page_about_the_rules_has_them_all_in_order(repository: Path) -> None:
+    page = (repository / "docs" / "taxonomy.md").read_text()
+    rows = [
+        f"| {rule.name.replace('_', ' ')} | {rule.category.value.replace('_', ' ')} | {rule.reason} |"
+        for rule in RULES
+    ]
+    assert "\n".join(rows) in page
