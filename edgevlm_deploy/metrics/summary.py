@@ -9,7 +9,7 @@ from edgevlm_runner.contract import TEMPERATURE, Answer, Item
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import abstention, confidence, corruption, temperature
+from edgevlm_deploy.metrics import abstention, confidence, corruption, failures, temperature
 from edgevlm_deploy.metrics.compared import compare, expected_calibration_error, partition, per_item
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.estimates import Subset, Table, mean
@@ -63,6 +63,15 @@ def compute(
         seed=evaluation.seed,
     )
     table = Table(pairs, columns, totals, evaluation.confidence_level)
+    taxonomy, failed = failures.sort(
+        pairs,
+        (clean, corrupted, perturbed),
+        {
+            "reference": failures.blind_answers(items, reference),
+            "artifact": failures.blind_answers(items, artifact),
+        },
+        evaluation,
+    )
     changes = [kind for kind, is_clean in zip(pairs.flips, pairs.clean, strict=True) if is_clean]
     return Metrics(
         level=evaluation.confidence_level,
@@ -104,6 +113,8 @@ def compute(
         scaling=_scaling(pairs, held_out),
         selective=abstention.tables(pairs),
         flips=_flipped(pairs),
+        taxonomy=taxonomy,
+        failures=failed,
     )
 
 
