@@ -14,6 +14,7 @@ from edgevlm_deploy.metrics import (
     background,
     confidence,
     corruption,
+    failures,
     foreign,
     negation,
     prior,
@@ -78,6 +79,15 @@ def compute(
     probed, forms = negation.summary(pairs, evaluation)
     unmoved, blind = prior.summary(pairs, evaluation)
     spurious, backgrounds = background.summary(pairs, evaluation)
+    taxonomy, failed = failures.sort(
+        pairs,
+        (clean, corrupted, perturbed),
+        {
+            "reference": failures.blind_answers(items, reference),
+            "artifact": failures.blind_answers(items, artifact),
+        },
+        evaluation,
+    )
     changes = [kind for kind, is_clean in zip(pairs.flips, pairs.clean, strict=True) if is_clean]
     return Metrics(
         level=evaluation.confidence_level,
@@ -129,6 +139,8 @@ def compute(
         scaling=_scaling(pairs, apart[Kind.TEMPERATURE]),
         selective=abstention.tables(pairs),
         flips=_flipped(pairs),
+        taxonomy=taxonomy,
+        failures=failed,
     )
 
 

@@ -6,6 +6,7 @@ from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.metrics.confidence import ReliabilityBin
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.statistics import Estimate
+from edgevlm_deploy.metrics.taxonomy import Category
 
 
 class Comparison(Frozen):
@@ -103,6 +104,39 @@ class FlippedItem(Frozen):
     """Position of the first token that differs."""
 
 
+class CategoryRow(Frozen):
+    """Wrong answers of one category of `metrics.taxonomy`."""
+
+    category: Category
+    reference: int
+    """Items that the reference fails so."""
+    artifact: int
+    increase: Estimate
+    """Share of all items that the artifact fails so, minus that of the reference; paired by item."""
+
+
+class Taxonomy(Frozen):
+    """The failures among `n` items by category. An empty output is a failure without a category."""
+
+    n: int
+    rows: tuple[CategoryRow, ...]
+    reference_empty: int
+    artifact_empty: int
+
+
+class FailedItem(Frozen):
+    """An item that the artifact answered wrongly."""
+
+    id: str
+    group: str
+    condition: str
+    category: Category | None
+    """None for an empty output, which is not judged."""
+    rule: str
+    """Of `metrics.taxonomy.RULES`."""
+    reason: str
+
+
 class Scaling(Frozen):
     """Temperature scaling of one model: fitted on items of their own, its effect on the clean items."""
 
@@ -186,6 +220,10 @@ class Metrics(Frozen):
     selective: dict[str, Selective] = {}
     """"reference" and "artifact"; empty in files from before there was selective prediction."""
     flips: tuple[FlippedItem, ...]
+    taxonomy: dict[str, Taxonomy] = {}
+    """"clean", "corrupted" and "perturbed", where there are such items."""
+    failures: tuple[FailedItem, ...] = ()
+    """Of the artifact, in item order."""
 
     @property
     def counts(self) -> dict[str, int]:

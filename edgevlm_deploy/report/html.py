@@ -21,7 +21,7 @@ from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.report import charts, gallery, heat_map, inventory, outcome
-from edgevlm_deploy.report.names import REPORT
+from edgevlm_deploy.report.names import CATEGORIES, EMPTY, MEANINGS, REPORT
 from edgevlm_deploy.report.quantity import (
     TITLES,
     UNITS,
@@ -162,6 +162,10 @@ def environment() -> Environment:
         "measured": measured,
         "gate_bar": charts.gate_bar,
         "DIRECTIONS": gallery.DIRECTIONS,
+        "STAYED_WRONG": gallery.STAYED_WRONG,
+        "CATEGORIES": CATEGORIES,
+        "MEANINGS": MEANINGS,
+        "EMPTY": EMPTY,
         "BAR": charts.BAR_WIDTH,
         "HISTOGRAM": (charts.HISTOGRAM_WIDTH, charts.HISTOGRAM_HEIGHT),
         "SIDE": charts.RELIABILITY_SIDE,

@@ -21,6 +21,7 @@
         (!wanted.get("direction") || card.dataset.direction === wanted.get("direction")) &&
         conditionFits(card.dataset, wanted.get("condition")) &&
         (!wanted.get("group") || card.dataset.group === wanted.get("group")) &&
+        (!wanted.get("category") || card.dataset.category === wanted.get("category")) &&
         words.every((word) => text.includes(word));
       card.hidden = !visible;
       count += visible ? 1 : 0;

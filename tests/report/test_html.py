@@ -17,6 +17,7 @@ from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.tables import Metrics, Scaling
 from edgevlm_deploy.recipe import Gate, GateName, ProbeForm
 from edgevlm_deploy.report import gallery, html
+from edgevlm_deploy.report.names import CATEGORIES
 from edgevlm_deploy.report.quantity import Unit, quantity
 from edgevlm_deploy.verdict import judge
 
@@ -104,11 +105,16 @@ def test_every_table_has_a_caption_and_scopes(text: str) -> None:
     assert [tag for tag, _ in page.tags if tag in ("h1", "h2")][:2] == ["h1", "h2"]
 
 
-def test_every_flip_and_gate_is_on_the_page(small_case: Any, text: str) -> None:
+def stayed_wrong(case: Any) -> int:
+    """Failures whose answer did not change."""
+    return len({one.id for one in case.metrics.failures} - {one.id for one in case.metrics.flips})
+
+
+def test_every_flip_failure_and_gate_is_on_the_page(small_case: Any, text: str) -> None:
     page = Page(text)
     shown = [a["data-direction"] for a in page.all("article")]
-    assert len(shown) == len(small_case.metrics.flips)
-    directions = [direction.value for direction in gallery.DIRECTIONS]
+    assert len(shown) == len(small_case.metrics.flips) + stayed_wrong(small_case)
+    directions = [*(direction.value for direction in gallery.DIRECTIONS), "stayed"]
     assert shown == sorted(shown, key=lambda one: directions.index(one or "")), "right → wrong first"
     for gate in small_case.verdict.gates:
         assert gate.reason in "".join(page.text)
@@ -148,14 +154,37 @@ def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) ->
     assert len(seen) == len(built.thumbnails)
 
 
+def test_failures_are_counted_by_kind_and_told_on_their_cards(small_case: Any, text: str) -> None:
+    page = Page(text)
+    table = text.split('<table class="kinds">')[1].split("</table>")[0]
+    assert [name.split(",")[0] for name in re.findall(r'colspan="4"[^>]*>([^<]*)<', table)] == [
+        "clean",
+        "corrupted",
+        "perturbed",
+    ]
+    for title, row in zip(CATEGORIES.values(), table.split('<th scope="row">')[1:], strict=False):
+        assert row.startswith(title)
+        counts = [int(one) for one in re.findall(r'class="number(?: first)?">([\d,]+)<', row)]
+        category = next(key for key, name in CATEGORIES.items() if name == title)
+        rows = [
+            next(row for row in one.rows if row.category is category)
+            for one in small_case.metrics.taxonomy.values()
+        ]
+        assert counts == [count for row in rows for count in (row.reference, row.artifact)]
+    named = [a["data-category"] for a in page.all("article")]
+    assert len([name for name in named if name]) == len(small_case.metrics.failures)
+    assert {one.reason for one in small_case.metrics.failures} <= set(page.text)
+
+
 @pytest.mark.parametrize(("limit", "value"), [("MAX_SHOWN", 5), ("MAX_PICTURE_BYTES", 12_000)])
 def test_the_gallery_is_bounded(
     small_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     monkeypatch.setattr(gallery, limit, value)
     built = _gallery(small_case)
-    total = sum(built.total.values())
-    assert 0 < len(built.entries) < total == len(small_case.metrics.flips)
+    assert sum(built.total.values()) == len(small_case.metrics.flips)
+    assert built.stayed_wrong == stayed_wrong(small_case) > 0
+    assert 0 < len(built.entries) < len(small_case.metrics.flips)
     assert built.entries[0].direction is Flip.NEGATIVE
     text = rendered(small_case, tmp_path / "report.html")
     assert f"The page holds {len(built.entries)} of them" in text
@@ -224,10 +253,10 @@ def test_a_recipe_without_corruptions(make_case: Callable[..., Any], tmp_path: P
 
 def test_an_artifact_that_answers_like_the_reference(make_case: Callable[..., Any], tmp_path: Path) -> None:
     case = make_case(pictures=12, corruptions=())
-    unchanged = case.metrics.model_copy(update={"flips": ()})
+    unchanged = case.metrics.model_copy(update={"flips": (), "failures": (), "taxonomy": {}})
     text = rendered(case, tmp_path / "report.html", metrics=unchanged)
-    assert "The artifact gave the reference's answer to every item." in text
-    assert not Page(text).all("article")
+    assert "The artifact gave the reference's answer to every item, and all of them are right." in text
+    assert not Page(text).all("article") and "Kinds of failure" not in text
 
 
 def test_evidence_of_another_bundle_is_refused(small_case: Any, tmp_path: Path) -> None:
