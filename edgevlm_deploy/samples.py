@@ -8,7 +8,7 @@ from pathlib import Path
 from edgevlm_deploy import __version__, datasets
 from edgevlm_deploy.artifacts import stage
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.recipe import Recipe
+from edgevlm_deploy.recipe import GateName, Recipe
 
 CALIBRATION_SHARE = 0.2
 """Of the pictures in the evaluation data, when no calibration data are given."""
@@ -43,24 +43,37 @@ def gather(
 
     Without `data`, the demo's scenes are rendered into `cache`. Raises DataError and NotFoundError.
     """
-    foreign = datasets.load(ood) if ood is not None else ()
-    if data is None:
-        if calibration is not None:
-            raise DataError("--calibration without --data: give the evaluation items as well.")
-        found = _demo(recipe, cache)
-    else:
-        judged, swapped = datasets.separate(datasets.load(data, images))
-        if calibration is None:
-            parts = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
-        else:
-            parts = datasets.load(calibration, images), judged
-            datasets.check_disjoint(*parts)
-        here = {sample.id for sample in parts[1]}
-        found = Samples(*parts, tuple(one for one in swapped if one.counterfactual_of in here))
+    foreign = _foreign(ood, recipe)
+    if data is None and calibration is not None:
+        raise DataError("--calibration without --data: give the evaluation items as well.")
+    own = _demo(recipe, cache) if data is None else _given(data, calibration, images, recipe)
     # Nothing that is judged was calibrated on, and nothing foreign is at home here.
-    datasets.check_disjoint(found.calibration, (*found.counterfactuals, *foreign))
-    datasets.check_disjoint(found.evaluation, foreign)
-    return replace(found, ood=foreign)
+    datasets.check_disjoint(own.calibration, (*own.counterfactuals, *foreign))
+    datasets.check_disjoint(own.evaluation, foreign)
+    return replace(own, ood=foreign)
+
+
+def _foreign(path: Path | None, recipe: Recipe) -> tuple[datasets.Sample, ...]:
+    if path is not None:
+        return datasets.load(path)
+    for gate in recipe.gates:
+        if gate.metric in (GateName.OOD_AUROC, GateName.OOD_AUROC_DROP):
+            raise DataError(
+                f"the gate on {gate.metric.value} needs questions of another distribution: give --ood."
+            )
+    return ()
+
+
+def _given(data: Path, calibration: Path | None, images: Path | None, recipe: Recipe) -> Samples:
+    """A counterfactual goes with its original: it is judged when that one is."""
+    judged, swapped = datasets.separate(datasets.load(data, images))
+    if calibration is None:
+        parts = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
+    else:
+        parts = datasets.load(calibration, images), judged
+        datasets.check_disjoint(*parts)
+    here = {sample.id for sample in parts[1]}
+    return Samples(*parts, tuple(one for one in swapped if one.counterfactual_of in here))
 
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from edgevlm_deploy import datasets, resources, samples
 from edgevlm_deploy.errors import DataError
+from edgevlm_deploy.recipe import Gate, GateName
 
 COW = {"id": "cow", "image": "grass.png", "question": "What is it?", "answer": "cow", "background": "grass"}
 BEACH = {
@@ -76,5 +77,8 @@ def test_a_counterfactual_goes_with_its_original_and_foreign_pictures_stay_apart
     assert len(found.calibration) + len(judged) == 40 and 0 < len(judged) < 40
     assert {one.counterfactual_of for one in found.counterfactuals} == judged
     assert [one.id for one in found.ood] == ["f"] and len(found.all) == 40 + len(judged) + 1
+    gate = Gate(metric=GateName.OOD_AUROC, min=0.9)
+    with pytest.raises(DataError, match="the gate on ood_auroc needs questions of another distribution"):
+        samples.gather(data, None, None, recipe.model_copy(update={"gates": (gate,)}), tmp_path)
     with pytest.raises(DataError, match="pictures are in the calibration and in the evaluation data"):
         samples.gather(data, None, None, recipe, tmp_path, written(tmp_path, COW, name="same.jsonl"))
