@@ -109,9 +109,13 @@ class Sweep(Frozen):
     """The items of every cell: corruptions, severities, items per condition."""
 
     @model_validator(mode="after")
-    def _corruptions_are_given_once(self) -> Sweep:
+    def _corruptions_are_given_once_and_fit(self) -> Sweep:
         if self.suite is not None and "corruptions" in self.evaluation.model_fields_set:
             raise ValueError("give `suite` or `evaluation.corruptions`, not both")
+        try:
+            _ = self.items
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"]) from error
         return self
 
     @model_validator(mode="after")
