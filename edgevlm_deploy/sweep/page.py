@@ -88,12 +88,14 @@ def _recipes(
         if not values:
             return None
         mean = sum(values) / len(values)
-        detail = f"{quantity(mean, Unit.SHARE)}, mean over {len(values)} severities"
-        return Cell(_text(mean), level(mean, full[view]), detail, True)
+        unit = Unit.POINTS if view == "drop" else Unit.SHARE
+        detail = f"{quantity(mean, unit)}, mean over {len(values)} severities"
+        sure = view != "drop" or any(_is_sure(row) for row in rows)
+        return Cell(_text(mean), level(mean, full[view]), detail, sure)
 
     return HeatTable(
         title=f"{model}: recipes side by side",
-        note="Mean over the severities.",
+        note="Mean over the severities. Pale drops: each severity's interval contains zero.",
         columns=tuple(cells),
         corruptions=corruptions,
         cells={
@@ -138,8 +140,13 @@ def _cell(row: Row, view: str, value: float, full: float) -> Cell:
         "flips": (row.negative_flip_rate_low, row.negative_flip_rate_high, Unit.SHARE),
     }[view]
     detail = f"{quantity(value, unit)} {interval(low, high, unit)}, {row.items} items"
-    sure = view != "drop" or (low is not None and low > 0.0) or (high is not None and high < 0.0)
-    return Cell(_text(value), level(value, full), detail, sure)
+    return Cell(_text(value), level(value, full), detail, view != "drop" or _is_sure(row))
+
+
+def _is_sure(row: Row) -> bool:
+    """Whether the interval of the drop excludes zero."""
+    low, high = row.accuracy_drop_low, row.accuracy_drop_high
+    return (low is not None and low > 0.0) or (high is not None and high < 0.0)
 
 
 def _text(share: float) -> str:

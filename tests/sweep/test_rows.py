@@ -92,10 +92,20 @@ def test_heat_of_recipes_is_the_mean_over_severities(results: Results) -> None:
     assert side_by_side.columns == ("int8", "int3") and side_by_side.corruptions == ("gaussian_noise", "fog")
     fog = [row.accuracy or 0.0 for row in results.rows if (row.recipe, row.corruption) == ("int8", "fog")]
     cell = side_by_side.cells["accuracy"][1][0]
-    assert cell is not None and cell.text == f"{100 * sum(fog) / len(fog):.1f}"
+    assert cell is not None and cell.sure and cell.text == f"{100 * sum(fog) / len(fog):.1f}"
 
 
 def test_a_sweep_whose_cells_all_failed_has_a_page(tmp_path: Path) -> None:
     page.render(Results("none", (), {"a × b": "why", "a × c": "why"}), tmp_path / "page.html")
     assert "2 cells failed" in (tmp_path / "page.html").read_text()
     assert "No cell was finished." in (tmp_path / "page.html").read_text()
+
+
+def test_a_drop_is_sure_when_some_interval_excludes_zero(results: Results) -> None:
+    tables = page.heat_tables(results.rows)
+    for recipe, one in zip(("int8", "int3"), tables[1:], strict=True):
+        corrupted = [row for row in results.rows if row.recipe == recipe and row.severity]
+        sure = [cell.sure for row in one.cells["drop"] for cell in row if cell is not None]
+        assert sure == [
+            (row.accuracy_drop_low or 0.0) > 0 or (row.accuracy_drop_high or 0.0) < 0 for row in corrupted
+        ]
