@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,8 @@ from edgevlm_deploy.errors import DeviceError, MissingExtraError
 from edgevlm_deploy.sweep import cell as cells
 from edgevlm_deploy.sweep.grid import Cell
 from edgevlm_deploy.sweep.rows import EXTRA, Row
+
+_KNOCK_S = 10.0
 
 
 class Engine(str, Enum):
@@ -55,12 +59,14 @@ def on_ray(todo: Sequence[Cell], out: Path, address: str | None, cpus: float) ->
         import ray
     except ImportError as error:
         raise MissingExtraError(f"--engine ray needs Ray: {EXTRA}") from error
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError) as error:
         raise DeviceError(
-            f"no Ray cluster at {address or 'the usual places'} ({error}). Start one with `ray start "
-            "--head`, or name it with --address or $RAY_ADDRESS."
+            f"no Ray cluster at {address} ({error}). Start one with `ray start --head`, or name it with "
+            "--address or $RAY_ADDRESS."
         ) from error
     try:
         task = ray.remote(num_cpus=cpus)(in_process)
@@ -70,6 +76,13 @@ def on_ray(todo: Sequence[Cell], out: Path, address: str | None, cpus: float) ->
             yield _fetched(ray, done, running.pop(done))
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError when nobody listens there: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
 
 
 def _fetched(ray: Any, done: Any, cell: Cell) -> Finished:
