@@ -18,6 +18,8 @@ def main() -> None:
     except EdgeVlmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; finished stages are kept, run the same command to go on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        # Typer ends so when it is interrupted, without a word.
+        if end.code == EXIT_INTERRUPTED:
+            print("interrupted; finished stages are kept, run the same command to go on", file=sys.stderr)
+        raise
