@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from edgevlm_runner.contract import TEMPERATURE, Answer, Certainty, Item
+from edgevlm_runner.contract import Answer, Certainty, Item, Kind
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import abstention, confidence, corruption, selectors, temperature
+from edgevlm_deploy.metrics import (
+    abstention,
+    background,
+    confidence,
+    corruption,
+    failures,
+    foreign,
+    negation,
+    prior,
+    selectors,
+    temperature,
+)
 from edgevlm_deploy.metrics.compared import compare, expected_calibration_error, partition, per_item
 from edgevlm_deploy.metrics.consistency import Flip
-from edgevlm_deploy.metrics.estimates import Subset, Table, mean
+from edgevlm_deploy.metrics.estimates import Subset, Table, mean, tabulate
 from edgevlm_deploy.metrics.pairs import Pairs, pair
 from edgevlm_deploy.metrics.statistics import Estimate, bootstrap, mcnemar
 from edgevlm_deploy.metrics.tables import (
@@ -41,12 +52,15 @@ def compute(
 
     Raises DataError when there is no clean item or when items and answers do not fit together.
     """
-    pairs = pair([item for item in items if item.condition != TEMPERATURE], reference, artifact)
-    held_out = pair([item for item in items if item.condition == TEMPERATURE], reference, artifact)
+    apart = {
+        kind: pair([item for item in items if item.kind is kind], reference, artifact)
+        for kind in (Kind.TEMPERATURE, Kind.OOD)
+    }
+    pairs = pair([item for item in items if item.kind not in apart], reference, artifact)
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")
     clean, perturbed = Subset("clean", pairs.clean), Subset("perturbed", pairs.perturbed)
-    corrupted = Subset("corrupted", ~pairs.clean & ~pairs.perturbed)
+    corrupted = Subset("corrupted", pairs.corrupted)
     conditions = partition(pairs, "condition", corrupted, lambda item: item.condition)
     corruptions = partition(pairs, "corruption", corrupted, _name)
     perturbations = partition(pairs, "perturbation", perturbed, _name)
@@ -78,6 +92,18 @@ def compute(
     )
     table = Table(pairs, columns, totals, evaluation.confidence_level)
     compared = _compared(pairs, both, evaluation)
+    probed, forms = negation.summary(pairs, evaluation)
+    unmoved, blind = prior.summary(pairs, evaluation)
+    spurious, backgrounds = background.summary(pairs, evaluation)
+    taxonomy, failed = failures.sort(
+        pairs,
+        (clean, corrupted, perturbed),
+        {
+            "reference": failures.blind_answers(items, reference),
+            "artifact": failures.blind_answers(items, artifact),
+        },
+        evaluation,
+    )
     changes = [kind for kind, is_clean in zip(pairs.flips, pairs.clean, strict=True) if is_clean]
     return Metrics(
         level=evaluation.confidence_level,
@@ -85,6 +111,9 @@ def compute(
         clean_items=int(pairs.clean.sum()),
         corrupted_items=int(corrupted.mask.sum()),
         perturbed_items=int(perturbed.mask.sum()),
+        probed_items=int(pairs.of(Kind.NEGATED).sum()),
+        background_items=int(pairs.of(Kind.BACKGROUND).sum()),
+        foreign_items=len(apart[Kind.OOD].items),
         images=totals.clusters,
         estimates=_clean_estimates(table, clean)
         | abstention.estimates(table, clean, evaluation)
@@ -95,7 +124,11 @@ def compute(
         | {
             "perturbed_divergence_rate": table.rate(perturbed, "diverged"),
             "perturbed_negative_flip_rate": table.rate(perturbed, "negative"),
-        },
+        }
+        | probed
+        | unmoved
+        | spurious
+        | foreign.summary(pairs, apart[Kind.OOD], evaluation),
         mcnemar_p=mcnemar(changes.count(Flip.NEGATIVE), changes.count(Flip.POSITIVE)),
         groups=tuple(
             GroupRow(group=name, comparison=compare(table, subset)) for name, subset in groups.items()
@@ -111,6 +144,9 @@ def compute(
             PerturbationRow(perturbation=name, comparison=compare(table, subset))
             for name, subset in perturbations.items()
         ),
+        negation=forms,
+        blind=blind,
+        backgrounds=backgrounds,
         reliability={
             whose: confidence.reliability(said[pairs.clean], right[pairs.clean])
             for whose, said, right in (
@@ -118,11 +154,13 @@ def compute(
                 ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
             )
         },
-        scaling=_scaling(pairs, held_out, both, certainty),
+        scaling=_scaling(pairs, apart[Kind.TEMPERATURE], both, certainty),
         selective=abstention.tables(pairs),
         selector=compared,
-        mixture=selectors.drifted(pairs, corrupted.mask),
+        mixture=selectors.drifted(pairs, apart[Kind.OOD]),
         flips=_flipped(pairs),
+        taxonomy=taxonomy,
+        failures=failed,
     )
 
 
@@ -132,14 +170,8 @@ def noise_floor(
     """Divergence rate of the reference from itself, run with another batch size or thread count."""
     pairs = pair(items, reference, again)
     columns = {"n": np.ones(len(items)), "diverged": pairs.diverged.astype(np.float64)}
-    totals = bootstrap(
-        {f"all {name}": column for name, column in columns.items()},
-        pairs.clusters,
-        resamples=evaluation.bootstrap_resamples,
-        seed=evaluation.seed,
-    )
-    table = Table(pairs, columns, totals, evaluation.confidence_level)
-    return table.rate(Subset("all", np.ones(len(items), dtype=np.bool_)), "diverged")
+    everything = Subset("all", np.ones(len(items), dtype=np.bool_))
+    return tabulate(pairs, columns, [everything], evaluation).rate(everything, "diverged")
 
 
 def _name(item: Item) -> str:
@@ -250,5 +282,5 @@ def _flipped(pairs: Pairs) -> tuple[FlippedItem, ...]:
         for item, kind, before, now, position in zip(
             pairs.items, pairs.flips, pairs.reference, pairs.artifact, pairs.first_divergences, strict=True
         )
-        if kind is not None
+        if kind is not None and not item.unseen
     )

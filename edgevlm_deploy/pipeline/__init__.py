@@ -30,7 +30,7 @@ def compile(order: Order, watch: Watcher) -> Path:
         job = prepare(order, watch)
         watch.begin("Data")
         recipe = job.plan.recipe
-        samples = gather(order.data, order.calibration, order.images, recipe, job.cache)
+        samples = gather(order.data, order.calibration, order.images, recipe, job.cache, order.ood)
         calibrated = calibration_set(job, samples.calibration)
         items = item_table(job, samples)
         answers = reference_answers(job, items)

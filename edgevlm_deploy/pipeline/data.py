@@ -29,7 +29,13 @@ def calibration_set(job: Job, samples: Sequence[datasets.Sample]) -> Calibration
 
 def _identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
     """What a sample is, wherever its picture lies."""
-    return [[one.id, one.group, one.image_id, one.prompt, one.answers] for one in samples]
+    return [
+        [
+            *(one.id, one.group, one.image_id, one.prompt, one.answers),
+            *(one.background, one.counterfactual_of),
+        ]
+        for one in samples
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,24 @@ class Items:
 
 def item_table(job: Job, samples: Samples) -> Items:
     evaluation = job.plan.recipe.evaluation
-    given = (*samples.evaluation, *samples.calibration)
     inputs = {
         "samples": _identities(samples.evaluation),
         "calibration": _identities(samples.calibration),
+        "counterfactuals": _identities(samples.counterfactuals),
+        "ood": _identities(samples.ood),
         "evaluation": evaluation,
         "version": __version__,
     }
 
     def build(out: Path) -> None:
-        asked = [_item(one) for one in samples.evaluation]
-        _write(suites.build(asked, evaluation, [_item(one) for one in samples.calibration]), given, out)
+        rows = suites.build(
+            [_item(one) for one in samples.evaluation],
+            evaluation,
+            calibration=[_item(one) for one in samples.calibration],
+            counterfactuals=[_item(one) for one in samples.counterfactuals],
+            ood=[_item(one) for one in samples.ood],
+        )
+        _write(rows, samples.all, out)
 
     return _read(stage(job.cache, "items", inputs, build))
 
@@ -105,13 +118,14 @@ def _picture(sample: datasets.Sample) -> str:
 def _item(sample: datasets.Sample) -> Item:
     return Item(
         id=sample.id,
-        base_id=sample.id,
+        base_id=sample.counterfactual_of or sample.id,
         group=sample.group,
         condition=CLEAN,
         image=_picture(sample),
         image_id=sample.image_id,
         prompt=sample.prompt,
         answers=sample.answers,
+        background=sample.background,
     )
 
 

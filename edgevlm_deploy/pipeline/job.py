@@ -42,6 +42,7 @@ class Order:
     data: Path | None = None
     calibration: Path | None = None
     images: Path | None = None
+    ood: Path | None = None
     revision: str | None = None
     offline: bool = False
 

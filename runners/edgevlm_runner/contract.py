@@ -2,12 +2,13 @@
 
 Python 3.8, standard library only. Every dataclass here is frozen, round-trips through
 `to_json` / `from_json`, and rejects unknown keys, so that a file from another version
-is refused instead of being half understood.
+is refused instead of being half understood. A key with a plain default may be absent.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
@@ -22,16 +23,45 @@ PERTURBED = "perturbed:"
 """How conditions begin that should change no answer at all."""
 PARAPHRASE = "paraphrase"
 """The perturbation that leaves the picture alone: the item's prompt is the changed question."""
+NEGATED = "negated:"
+"""How conditions of negation probes begin; the name of the probe's form follows."""
+NEGATED_BLIND = "negated-blind:"
+"""The same probe without a picture."""
+BLIND = "blind"
+"""The clean question without its picture."""
+GREY = "blind:grey"
+"""The clean question with one grey area in place of its picture."""
+BACKGROUND = "background"
+"""The clean question about a picture that differs in its background alone."""
+OOD = "ood"
+"""A question or picture from another distribution than the clean items'."""
 
 T = TypeVar("T")
+
+
+class Kind(str, enum.Enum):
+    """What an item is there for. Each metric looks at items of one kind, or at one kind beside the clean."""
+
+    CLEAN = "clean"
+    TEMPERATURE = "temperature"
+    CORRUPTED = "corrupted"
+    PERTURBED = "perturbed"
+    NEGATED = "negated"
+    NEGATED_BLIND = "negated-blind"
+    BLIND = "blind"
+    BACKGROUND = "background"
+    OOD = "ood"
+
+
+_KINDS = {kind.value for kind in Kind}
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One question that the reference and the artifact both answer.
 
-    A corrupted or perturbed variant is an item of its own: same `base_id`, other `condition`.
-    The bundle holds the clean picture only; the corrupted pixels are made where they
+    A variant is an item of its own: `base_id` names the clean item, `condition` what was done to it.
+    The bundle holds the clean picture only; corrupted pixels are made where they
     are needed, from (`image_id`, condition, seed of the suite).
     """
 
@@ -40,20 +70,40 @@ class Item:
     group: str
     """Kind of question, e.g. "count"; "" when the data names none."""
     condition: str
-    """"clean", "temperature", "<corruption>/<severity>" or "perturbed:<perturbation>/<level>", e.g.
+    """"clean", "temperature", "<corruption>/<severity>", "perturbed:<perturbation>/<level>",
+    "negated:<form>", "negated-blind:<form>", "blind", "blind:grey", "background" or "ood"; e.g.
     "gaussian_noise/3"."""
     image: str
     """Path inside the bundle, or "" for a question without a picture."""
     image_id: str
-    """SHA-256 of the picture's file; items of one picture are one statistical cluster."""
+    """SHA-256 of the picture's file, also where the picture is withheld; items of one picture are one
+    statistical cluster."""
     prompt: str
     answers: Tuple[str, ...]
-    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match."""
+    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match. Of the negation probes
+    `is_not` and `absent`: what is depicted and must not be named."""
+    background: str = ""
+    """What is behind the objects, "" when the data do not say."""
+
+    @property
+    def kind(self) -> Kind:
+        name = self.condition.partition(":")[0]
+        return Kind(name) if name in _KINDS else Kind.CORRUPTED
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the picture that the question is about is withheld: the reply tells of no sight."""
+        return self.kind in (Kind.NEGATED_BLIND, Kind.BLIND)
+
+    @property
+    def form(self) -> str:
+        """Of a negation probe, e.g. "is_not"; otherwise what else follows a colon."""
+        return self.condition.partition(":")[2]
 
     @property
     def corruption(self) -> Optional[Tuple[str, int]]:
-        """(name, severity) of what is done to the picture, perturbations included; None for a clean one."""
-        if self.condition in (CLEAN, TEMPERATURE):
+        """(name, severity) of what is done to the picture, perturbations included; None for other kinds."""
+        if self.kind not in (Kind.CORRUPTED, Kind.PERTURBED):
             return None
         name, _, severity = self.condition.partition("/")
         return name, int(severity)
@@ -61,7 +111,7 @@ class Item:
     @property
     def perturbed(self) -> bool:
         """Whether the change is a perturbation, which may cost nothing, and no corruption."""
-        return self.condition.startswith(PERTURBED)
+        return self.kind is Kind.PERTURBED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,11 +225,7 @@ def from_json(cls: Type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    required = {
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     unknown, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
     if unknown or missing:
         raise BundleError(
