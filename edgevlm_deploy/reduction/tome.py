@@ -1,0 +1,42 @@
+"""ToMe (Bolya et al., ICLR 2023): bipartite soft matching, on the image tokens behind the connector.
+
+The paper merges between the layers of the encoder. A pixel shuffle needs the whole grid behind the last
+layer, so the merging comes after it: rounds, each of which may halve the tokens, until as many are left as
+are asked for. Similarity is the cosine of the last layer's attention keys; a group is averaged with each
+patch counting once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgevlm_deploy.reduction import selection
+
+
+def merging(keys: Any, kept: int) -> Any:
+    """keys float32 [..., n, D] → float32 [..., kept, n], rows sum to 1.
+
+    Multiplied with tokens [..., n, width] it gives the merged ones.
+    """
+    n = keys.shape[-2]
+    members = torch.eye(n).expand(*keys.shape[:-1], n)
+    while (count := members.shape[-2]) > kept:
+        members = matched(selection.means(members) @ keys, min(count // 2, count - kept)) @ members
+    return selection.means(members)
+
+
+def matched(keys: Any, merged: int) -> Any:
+    """keys float32 [..., n, D] → 0/1 [..., n − merged, n]: one round of bipartite soft matching.
+
+    Every token at an even place proposes the most similar one at an odd place; the `merged` ≤ n / 2 most
+    similar pairs become one group each.
+    """
+    n = keys.shape[-2]
+    odd = torch.arange(n) % 2 == 1
+    joined = selection.most_similar(keys, odd.float().expand(keys.shape[:-1]))
+    unit = keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    proposed = (unit * (joined @ unit)).sum(-1)  # cosine to the chosen partner
+    gone = (selection.ranks(proposed - 4 * odd.float()) < merged).float()
+    return selection.groups(1 - gone, joined, n - merged)
