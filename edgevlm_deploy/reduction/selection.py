@@ -8,27 +8,41 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+
+
+def constant(values: Any) -> Any:
+    """float32 of an array, as a constant of the traced graph: torch.arange and the like would be computed by
+    operators that not every runtime has.
+    """
+    return torch.tensor(values.tolist(), dtype=torch.float32)
+
+
+def normalized(vectors: Any) -> Any:
+    """float32 [..., D], each divided by its length."""
+    return vectors / ((vectors * vectors).sum(-1, keepdim=True) + 1e-24).sqrt()
 
 
 def ranks(scores: Any) -> Any:
     """float32 [..., n] → float32 [..., n]: 0 for the largest; of equals the first one comes first."""
     n = scores.shape[-1]
     other, own = scores[..., None, :], scores[..., :, None]
-    earlier = torch.ones(n, n).tril(-1)
-    before = earlier * (other >= own).float() + (1 - earlier) * (other > own).float()
+    earlier = constant(np.tri(n, k=-1))
+    # Greater alone: older opsets do not have GreaterOrEqual.
+    before = earlier * (1 - (own > other).float()) + (1 - earlier) * (other > own).float()
     return before.sum(-1)
 
 
 def places(chosen: Any) -> Any:
     """0/1 [..., n] → float32 [..., n]: how many were chosen before each."""
     n = chosen.shape[-1]
-    return (chosen[..., None, :] * torch.ones(n, n).tril(-1)).sum(-1)
+    return (chosen[..., None, :] * constant(np.tri(n, k=-1))).sum(-1)
 
 
 def rows_of(chosen: Any, count: int) -> Any:
     """0/1 [..., n] with `count` ones → 0/1 [..., count, n]: one row for each that was chosen, in order."""
-    wanted = torch.arange(count, dtype=torch.float32)[:, None]
+    wanted = constant(np.arange(count)[:, None])
     return chosen[..., None, :] * (places(chosen)[..., None, :] == wanted).float()
 
 
@@ -36,10 +50,10 @@ def most_similar(keys: Any, candidates: Any) -> Any:
     """keys float32 [..., n, D], candidates 0/1 [..., n] → 0/1 [..., n, n]: row i has its one at the candidate
     with the largest cosine to i.
     """
-    unit = keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    unit = normalized(keys)
     cosine = unit @ unit.transpose(-1, -2)  # within [−1, 1], so 4 less is less than any candidate's
     nearest = (cosine - 4 * (1 - candidates[..., None, :])).argmax(-1, keepdim=True)
-    return (nearest == torch.arange(keys.shape[-2])).float()
+    return (nearest.float() == constant(np.arange(keys.shape[-2]))).float()
 
 
 def groups(kept: Any, joined: Any, count: int) -> Any:
@@ -49,7 +63,7 @@ def groups(kept: Any, joined: Any, count: int) -> Any:
     the order of the kept tokens.
     """
     n = kept.shape[-1]
-    stays = kept[..., :, None] * torch.eye(n)
+    stays = kept[..., :, None] * constant(np.eye(n))
     goes = (1 - kept)[..., :, None] * joined
     return rows_of(kept, count) @ (stays + goes).transpose(-1, -2)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import numpy as np
 
 from edgevlm_deploy.reduction import selection
 
@@ -21,7 +21,7 @@ def merging(keys: Any, kept: int) -> Any:
     Multiplied with tokens [..., n, width] it gives the merged ones.
     """
     n = keys.shape[-2]
-    members = torch.eye(n).expand(*keys.shape[:-1], n)
+    members = selection.constant(np.eye(n)).expand(*keys.shape[:-1], n)
     while (count := members.shape[-2]) > kept:
         members = matched(selection.means(members) @ keys, min(count // 2, count - kept)) @ members
     return selection.means(members)
@@ -34,9 +34,9 @@ def matched(keys: Any, merged: int) -> Any:
     similar pairs become one group each.
     """
     n = keys.shape[-2]
-    odd = torch.arange(n) % 2 == 1
-    joined = selection.most_similar(keys, odd.float().expand(keys.shape[:-1]))
-    unit = keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    odd = selection.constant(np.arange(n) % 2)
+    joined = selection.most_similar(keys, odd)
+    unit = selection.normalized(keys)
     proposed = (unit * (joined @ unit)).sum(-1)  # cosine to the chosen partner
-    gone = (selection.ranks(proposed - 4 * odd.float()) < merged).float()
+    gone = (selection.ranks(proposed - 4 * odd) < merged).float()
     return selection.groups(1 - gone, joined, n - merged)
