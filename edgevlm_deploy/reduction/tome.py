@@ -1,9 +1,8 @@
 """ToMe (Bolya et al., ICLR 2023): bipartite soft matching, on the image tokens behind the connector.
 
 The paper merges between the layers of the encoder. A pixel shuffle needs the whole grid behind the last
-layer, so the merging comes after it: rounds, each of which may halve the tokens, until as many are left as
-are asked for. Similarity is the cosine of the last layer's attention keys; a group is averaged with each
-patch counting once.
+layer, so the merging comes after it, in rounds that stand for layers. Similarity is the cosine of the last
+layer's attention keys, averaged over a group as the tokens are, each of the encoder's tokens counting once.
 """
 
 from __future__ import annotations
@@ -15,15 +14,22 @@ import numpy as np
 from edgevlm_deploy.reduction import selection
 
 
+ROUNDS = 8
+"""Rounds that it would take to merge everything. A single round may halve the tokens, but then it also merges
+what is not alike; the paper too takes few tokens a layer.
+"""
+
+
 def merging(keys: Any, kept: int) -> Any:
     """keys float32 [..., n, D] → float32 [..., kept, n], rows sum to 1.
 
     Multiplied with tokens [..., n, width] it gives the merged ones.
     """
     n = keys.shape[-2]
-    members = selection.constant(np.eye(n)).expand(*keys.shape[:-1], n)
+    members = selection.constant(np.eye(n))
     while (count := members.shape[-2]) > kept:
-        members = matched(selection.means(members) @ keys, min(count // 2, count - kept)) @ members
+        merged = min(max(1, n // ROUNDS), count // 2, count - kept)
+        members = matched(selection.means(members) @ keys, merged) @ members
     return selection.means(members)
 
 
