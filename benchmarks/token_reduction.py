@@ -34,7 +34,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", nargs="+", type=float, default=SHARES, help="shares of tokens kept")
     parser.add_argument("--items", type=int, default=400, help="clean items, and as many corrupted ones")
     parser.add_argument("--reuse", action="store_true", help="keep what an earlier run judged")
-    parser.add_argument("--markdown", type=Path, help="write the table, e.g. to docs/token-reduction-results.md")
+    parser.add_argument(
+        "--markdown", type=Path, help="write the table, e.g. to docs/token-reduction-results.md"
+    )
     return parser.parse_args(given)
 
 
@@ -65,14 +67,17 @@ def judged(wanted: Reduction | None, items: int, reuse: bool) -> dict[str, Any]:
         order = ["compile", "demo", "--target", "host-cpu", "--recipe", str(file), "--out", str(BUILD)]
         run("-m", "edgevlm_deploy.cli", *order, "--json", accepted=(0, 3, 4))
     return {
-        name: json.loads((evidence / f"{name}.json").read_text()) for name in ("metrics", "evidence", "verdict")
+        name: json.loads((evidence / f"{name}.json").read_text())
+        for name in ("metrics", "evidence", "verdict")
     }
 
 
 def row(wanted: Reduction | None, tokens: int, found: dict[str, Any]) -> tuple[str, ...]:
     estimates, latency = found["metrics"]["estimates"], found["evidence"]["latency"]
     kept = tokens if wanted is None else reduction.kept_tokens(tokens, wanted)
-    before = zip(latency["time_to_first_token_ms"], latency["preprocess_ms"], latency["vision_ms"], strict=True)
+    before = zip(
+        latency["time_to_first_token_ms"], latency["preprocess_ms"], latency["vision_ms"], strict=True
+    )
 
     def share(name: str) -> str:
         one = estimates[name]
@@ -121,10 +126,10 @@ def table(methods: list[str], shares: list[float], items: int, reuse: bool) -> p
 def main() -> None:
     given = arguments()
     said = [
-        "Written by `python -m benchmarks.token_reduction --markdown docs/token-reduction-results.md`. Unquantised graphs "
-        "on ONNX Runtime against the source model with all its tokens; 95 % intervals in brackets. DR: answers "
-        "that differ, NFR: right ones turned wrong. Medians in milliseconds; *prefill*: embedding the prompt "
-        "and the first step of the decoder.",
+        "Written by `python -m benchmarks.token_reduction --markdown docs/token-reduction-results.md`. "
+        "Unquantised graphs on ONNX Runtime against the source model with all its tokens; 95 % intervals in "
+        "brackets. DR: answers that differ, NFR: right ones turned wrong. Medians in milliseconds; *prefill*: "
+        "embedding the prompt and the first step of the decoder.",
         page.machine(conditions.machine()),
     ]
     text = page.document(

@@ -82,7 +82,7 @@ def resolve(
     except PlanError as error:
         problems.append(str(error))
     problems += _unsupported_formats(request, target)
-    problems += reduction.problems(recipe.image.reduction, architecture)
+    problems += reduction.problems(recipe.image.reduction, target, architecture)
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)

@@ -57,7 +57,8 @@ def most_similar(keys: Any, candidates: Any) -> Any:
 
 
 def groups(kept: Any, joined: Any, count: int) -> Any:
-    """kept 0/1 [..., n] with `count` ones, joined 0/1 [..., n, n] → 0/1 [..., count, n]: who is in which group.
+    """kept 0/1 [..., n] with `count` ones, joined 0/1 [..., n, n] → 0/1 [..., count, n]: who is in which
+    group.
 
     A kept token stands in its own group; any other one goes where its row of `joined` says. Groups come in
     the order of the kept tokens.

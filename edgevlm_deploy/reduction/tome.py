@@ -13,7 +13,6 @@ import numpy as np
 
 from edgevlm_deploy.reduction import selection
 
-
 ROUNDS = 8
 """Rounds that it would take to merge everything. A single round may halve the tokens, but then it also merges
 what is not alike; the paper too takes few tokens a layer.
@@ -21,9 +20,9 @@ what is not alike; the paper too takes few tokens a layer.
 
 
 def merging(keys: Any, kept: int) -> Any:
-    """keys float32 [..., n, D] → float32 [..., kept, n], rows sum to 1.
+    """keys float32 [..., n, D] → float32 [..., kept, n].
 
-    Multiplied with tokens [..., n, width] it gives the merged ones.
+    Rows sum to 1. Multiplied with tokens [..., n, width] it gives the merged ones.
     """
     n = keys.shape[-2]
     members = selection.constant(np.eye(n))

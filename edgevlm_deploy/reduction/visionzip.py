@@ -23,9 +23,9 @@ def contextual_tokens(kept: int) -> int:
 
 
 def merging(received: Any, keys: Any, kept: int) -> Any:
-    """received float32 [..., n] (attention), keys float32 [..., n, D] → float32 [..., kept, n], rows sum to 1.
+    """received float32 [..., n] (attention), keys float32 [..., n, D] → float32 [..., kept, n].
 
-    Multiplied with tokens [..., n, width] it gives the reduced ones.
+    Rows sum to 1. Multiplied with tokens [..., n, width] it gives the reduced ones.
     """
     n = received.shape[-1]
     contextual = contextual_tokens(kept)

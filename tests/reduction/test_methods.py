@@ -72,9 +72,7 @@ def test_contextual_tokens_have_the_published_shares() -> None:
 def test_rows_average_and_every_merged_token_counts() -> None:
     keys = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0))
     for kept, method in itertools.product((1, 5, 15), ("visionzip", "tome")):
-        matrix = (
-            tome.merging(keys, kept) if method == "tome" else visionzip.merging(keys[..., 0], keys, kept)
-        )
+        matrix = tome.merging(keys, kept) if method == "tome" else visionzip.merging(keys[..., 0], keys, kept)
         assert torch.allclose(matrix.sum(-1), torch.ones(1, kept))
         merged = kept if method == "visionzip" and kept == 1 else 16
         assert int((matrix > 0).sum()) == merged, "every token is in exactly one group"

@@ -1,4 +1,4 @@
-"""The reduced model: what the device is told, what is refused, and that the torch model gives fewer tokens."""
+"""The reduced model: what the device is told, what is refused, how many tokens the torch model gives."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_cannot_be_had_is_refused_when_planned() -> None:
     wanted = recipe(asks_for("visionzip", 0.5))
     planned = plan.resolve(wanted, host, demo.modules, demo.architecture)
     assert planned.summary()["reduction"] == {"method": "visionzip", "keep": 0.5}
-    with pytest.raises(PlanError, match="keep 0.99 of 16 image tokens a tile takes none away"):
+    with pytest.raises(PlanError, match=r"keep 0\.99 of 16 image tokens a tile takes none away"):
         plan.resolve(recipe(asks_for("tome", 0.99)), host, demo.modules, demo.architecture)
 
 
