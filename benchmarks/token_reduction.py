@@ -127,9 +127,9 @@ def main() -> None:
     given = arguments()
     said = [
         "Written by `python -m benchmarks.token_reduction --markdown docs/token-reduction-results.md`. "
-        "Unquantised graphs on ONNX Runtime against the source model with all its tokens; 95 % intervals in "
-        "brackets. DR: answers that differ, NFR: right ones turned wrong. Medians in milliseconds; *prefill*: "
-        "embedding the prompt and the first step of the decoder.",
+        "Unquantised graphs on ONNX Runtime against the source model with all its tokens; 95 % intervals "
+        "in brackets. DR: answers that differ, NFR: right ones turned wrong. Medians in milliseconds; "
+        "*prefill*: embedding the prompt and the first step of the decoder.",
         page.machine(conditions.machine()),
     ]
     text = page.document(
