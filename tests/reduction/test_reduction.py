@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_the_device_is_told_the_smaller_number() -> None:
     assert fewer.prompt.tokens_per_tile == 2 and spec.prompt.tokens_per_tile == 4
 
 
-def test_a_layer_without_fastv_is_refused(tmp_path: object) -> None:
+def test_a_layer_without_fastv_is_refused() -> None:
     with pytest.raises(ValueError, match="`layer` belongs to fastv; tome has none"):
         Reduction(method=ReductionMethod.TOME, keep=0.5, layer=3)
 
@@ -70,15 +72,15 @@ def test_the_torch_model_gives_fewer_tokens(method: str) -> None:
     assert torch.allclose(fewer, matrix @ whole, atol=1e-5)
 
 
-def attention_of(vision: object, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def attention_of(vision: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [tiles, heads, T, T] and keys [tiles, T, head dim] of the last layer, averaged over heads."""
-    layer = vision.encoder.layers[-1].self_attn  # type: ignore[attr-defined]
+    layer = vision.encoder.layers[-1].self_attn
     seen: dict[str, torch.Tensor] = {}
     handles = [
         layer.register_forward_hook(lambda _, args, output: seen.update(weights=output[1])),
         layer.k_proj.register_forward_hook(lambda _, args, output: seen.update(keys=output)),
     ]
-    vision(pixel_values=pixels)  # type: ignore[operator]
+    vision(pixel_values=pixels)
     for handle in handles:
         handle.remove()
     tiles, tokens, _ = seen["keys"].shape
@@ -109,11 +111,44 @@ def test_module_names_stay() -> None:
     assert [name for name, _ in reduced.named_modules()] == plain
 
 
-def test_a_recipe_file_with_an_unknown_method_is_refused(tmp_path: object) -> None:
-    from pathlib import Path
-
-    path = Path(str(tmp_path)) / "other.yaml"
+def test_a_recipe_file_with_an_unknown_method_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
     text = (resources.folder("recipes") / "fp16.yaml").read_text()
     path.write_text(text + "image: {reduction: {method: prumerge, keep: 0.5}}\n")
     with pytest.raises(ConfigError, match=r"image\.reduction\.method"):
         resources.recipe(str(path))
+
+
+def test_fastv_is_refused_where_layers_share_a_cache_length() -> None:
+    demo = source.inspect(resources.DEMO_CHECKPOINT)
+    fastv = Reduction(method=ReductionMethod.FASTV, keep=0.5)
+    for target in ("orin", "snapdragon-8-gen3"):
+        wanted = recipe(fastv)
+        with pytest.raises(PlanError, match=r"fastv is not exported for .* Take visionzip or tome"):
+            plan.resolve(wanted, resources.target(target), demo.modules, demo.architecture)
+    deep = recipe(Reduction(method=ReductionMethod.FASTV, keep=0.5, layer=5))
+    with pytest.raises(PlanError, match="in front of layer 5, the decoder has layers 0 to 4"):
+        plan.resolve(deep, resources.target("host-cpu"), demo.modules, demo.architecture)
+
+
+def test_fastv_is_told_to_the_runner_and_leaves_the_torch_model_alone() -> None:
+    spec = tiny_vlm().spec.__wrapped__()
+    pruned = reduction.reduced(spec, Reduction(method=ReductionMethod.FASTV, keep=0.33))
+    assert pruned.pruning is not None and (pruned.pruning.layer, pruned.pruning.keep) == (2, 0.33)
+    assert pruned.prompt == spec.prompt
+    model = tiny_vlm().random_smolvlm()
+    wanted = Reduction(method=ReductionMethod.FASTV, keep=0.33)
+    assert reduction.apply(model, wanted, TOKENS) is model
+    assert not model.model.connector._forward_hooks
+
+
+def test_the_reference_keeps_all_tokens(tmp_path: Path) -> None:
+    from edgevlm_deploy.pipeline.job import Order, prepare
+    from edgevlm_deploy.progress import Silent
+
+    path = tmp_path / "half.yaml"
+    text = (resources.folder("recipes") / "fp16.yaml").read_text()
+    path.write_text(text + "image: {reduction: {method: visionzip, keep: 0.5}}\n")
+    job = prepare(Order("demo", "host-cpu", str(path), tmp_path), Silent())
+    assert job.source_spec.prompt.tokens_per_tile == 16 and job.spec.prompt.tokens_per_tile == 8
+    assert job.load_model().model.connector._forward_hooks
