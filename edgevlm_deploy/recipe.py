@@ -183,6 +183,7 @@ class Reduction(Frozen):
     """Fewer image tokens: a shorter prompt, less prefill, a smaller cache."""
 
     method: ReductionMethod
+    """`visionzip` and `tome` shorten what the vision encoder gives, `fastv` prunes inside the decoder."""
     keep: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Share of the image tokens that are left."""
     layer: Annotated[int, Field(ge=1)] | None = None
