@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgevlm_deploy import reduction
 from edgevlm_deploy.artifacts import digest
 from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.quantize.request import Request
 from edgevlm_deploy.quantize.request import resolve as resolve_precision
 from edgevlm_deploy.recipe import Gate, GateName, Recipe, Scheme
+from edgevlm_deploy.source.model import Architecture
 from edgevlm_deploy.target import Target
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
@@ -49,11 +51,20 @@ class Plan:
             kinds = counts.setdefault(wanted.component.value, {})
             kind = f"{wanted.scheme.value} {wanted.algorithm.value}"
             kinds[kind] = kinds.get(kind, 0) + 1
-        return {"quantizer": self.recipe.quantizer.value, "modules": counts}
+        fewer = self.recipe.image.reduction
+        reduced = {} if fewer is None else {"reduction": fewer.model_dump(mode="json", exclude_none=True)}
+        return {"quantizer": self.recipe.quantizer.value, "modules": counts, **reduced}
 
 
-def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]) -> Plan:
-    """Bring a recipe, a target and a model's modules (component → names of weight matrices) together.
+def resolve(
+    recipe: Recipe,
+    target: Target,
+    modules: Mapping[str, Sequence[str]],
+    architecture: Architecture | None = None,
+) -> Plan:
+    """Bring a recipe, a target and a model together.
+
+    modules: component → names of its weight matrices; architecture: the model's numbers, where known.
 
     Raises PlanError that lists everything that does not fit.
     """
@@ -71,6 +82,7 @@ def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]
     except PlanError as error:
         problems.append(str(error))
     problems += _unsupported_formats(request, target)
+    problems += reduction.problems(recipe.image.reduction, target, architecture)
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)

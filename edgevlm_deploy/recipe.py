@@ -191,11 +191,38 @@ class Calibration(Frozen):
     """Draw evenly over kinds of question (`group`), so that no modality or task dominates the ranges."""
 
 
+class ReductionMethod(str, Enum):
+    """How image tokens are taken away."""
+
+    FASTV = "fastv"
+    VISIONZIP = "visionzip"
+    TOME = "tome"
+
+
+class Reduction(Frozen):
+    """Fewer image tokens: a shorter prompt, less prefill, a smaller cache."""
+
+    method: ReductionMethod
+    """`visionzip` and `tome` shorten what the vision encoder gives, `fastv` prunes inside the decoder."""
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the image tokens that are left."""
+    layer: Annotated[int, Field(ge=1)] | None = None
+    """FastV prunes in front of this decoder layer, counted from 0; None: 2, as published."""
+
+    @model_validator(mode="after")
+    def _only_fastv_has_a_layer(self) -> Reduction:
+        if self.method is not ReductionMethod.FASTV and self.layer is not None:
+            raise ValueError(f"`layer` belongs to fastv; {self.method.value} has none")
+        return self
+
+
 class Image(Frozen):
     max_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
     """Upper bound on tiles per picture, global view included; None keeps the model's own preprocessing."""
     usual_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
     """Tiles of a usual picture, which engines are tuned for (TensorRT); None: as many as there can be."""
+    reduction: Reduction | None = None
+    """Fewer image tokens than the model makes of a tile; None keeps them all."""
 
 
 class Generation(Frozen):
