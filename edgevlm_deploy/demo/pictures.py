@@ -6,6 +6,7 @@ evaluation the same object is shown on its own ground (common) and on another on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,11 +56,16 @@ _CONTENT_STREAM, _RENDER_STREAM = 11, 12
 """Streams of `scenes.generator`: what is in the picture, and how it looks."""
 
 
+Place = tuple[float, float, float]
+"""x, y and radius of an object in pixels."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """Objects from left to right, what they stand on, and the picture: uint8 [SIDE, SIDE, 3]."""
 
     things: tuple[Thing, ...]
+    places: tuple[Place, ...]
     ground: str
     pixels: NDArray[np.uint8]
 
@@ -98,7 +104,7 @@ def unseen_picture(split: Split, index: int) -> tuple[str, Picture]:
     kinds = (*UNSEEN_SHAPES, *NOTHING)
     kind, ground = kinds[index % len(kinds)], str(rng.choice(GROUNDS))
     if kind == "noise":
-        return kind, Picture((), "", rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+        return kind, Picture((), (), "", rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
     things = (_thing(rng, 0, kind),) if kind in UNSEEN_SHAPES else ()
     return kind, _picture(split, index, things, ground)
 
@@ -120,20 +126,27 @@ def _ground_of(thing: Thing, usual: bool, rng: np.random.Generator) -> str:
 
 
 def _picture(split: Split, index: int, things: tuple[Thing, ...], ground: str) -> Picture:
-    return Picture(things, ground, _render(things, ground, generator(split, index, _RENDER_STREAM)))
-
-
-def _render(things: tuple[Thing, ...], ground: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Objects have a part of the picture each. The ground draws from a stream of its own: all else stays."""
-    canvas = Image.fromarray(_ground(ground, rng.spawn(1)[0]))
-    canvas = canvas.resize((SIDE * SUPERSAMPLING,) * 2, Image.Resampling.BILINEAR)
+    """Objects have a part of the picture each."""
+    rng = generator(split, index, _RENDER_STREAM)
     width = SIDE / max(1, len(things))
+    places = []
     for thing in things:
         radius = rng.uniform(*_RADIUS[thing.size])
         margin = min(1.25 * radius, width / 2)
         x = thing.column * width + rng.uniform(margin, width - margin)
-        y = rng.uniform(margin, SIDE - margin)
-        draw(canvas, thing, x * SUPERSAMPLING, y * SUPERSAMPLING, radius * SUPERSAMPLING, rng)
+        places.append((x, rng.uniform(margin, SIDE - margin), radius))
+    return Picture(things, tuple(places), ground, _render(things, places, ground, rng))
+
+
+def _render(
+    things: Sequence[Thing], places: Sequence[Place], ground: str, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The ground draws from a stream of its own, so that all else stays when it is another one."""
+    canvas = Image.fromarray(_ground(ground, rng.spawn(1)[0]))
+    canvas = canvas.resize((SIDE * SUPERSAMPLING,) * 2, Image.Resampling.BILINEAR)
+    for thing, place in zip(things, places, strict=True):
+        x, y, radius = (SUPERSAMPLING * value for value in place)
+        draw(canvas, thing, x, y, radius, rng)
     picture = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, _BLUR)))
     grain = rng.normal(0.0, rng.uniform(0.0, _NOISE), (SIDE, SIDE, 3))
