@@ -15,9 +15,8 @@ PATCH = 12
 CONTEXT = 24
 WIDTH = 64
 """Of the features that pictures and texts share."""
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's own normalisation of pixels in 0 … 1."""
+MEAN = STD = (0.5, 0.5, 0.5)
+"""Of pixels in 0 … 1, as the demo VLM normalises them."""
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 _MERGES = 126
@@ -78,23 +77,44 @@ def architecture(text_tokenizer: Any) -> Any:
     return CLIPModel(config)
 
 
-def processor(text_tokenizer: Any) -> Any:
-    """CLIP's, with the side of the scenes."""
-    from transformers import CLIPProcessor
+def take_over_vision(model: Any, vlm: dict[str, Any], patches: Any) -> None:
+    """Start the vision encoder from the demo VLM's weights (`model.load_weights`), which has the same layers.
+
+    What CLIP has not, the bias of the patches, moves into the position embeddings; what only CLIP has
+    starts neutral: the class token in the middle of the patches' places, and the norm in front of the
+    layers with the usual spread of embeddings, measured on `patches`, float32 [N, 3, SIDE, SIDE].
+    """
+    import torch
+
+    prefix = "model.vision_model."
+    found = {name.removeprefix(prefix): weight for name, weight in vlm.items() if name.startswith(prefix)}
+    bias = found.pop("embeddings.patch_embedding.bias")
+    places = found.pop("embeddings.position_embedding.weight") + bias
+    found["embeddings.position_embedding.weight"] = torch.cat([places.mean(0, keepdim=True), places])
+    missing, unknown = model.vision_model.load_state_dict(found, strict=False)
+    own = {"embeddings.class_embedding", "pre_layrnorm.weight", "pre_layrnorm.bias"}
+    assert (set(missing), unknown) == (own, []), (missing, unknown)
+    with torch.no_grad():
+        spread = model.vision_model.embeddings(patches)[:, 1:].std(-1).mean()
+        model.vision_model.pre_layrnorm.weight.fill_(float(spread))
+
+
+def image_processor() -> Any:
+    """CLIP's, with the side of the scenes and the demo VLM's normalisation."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    images = CLIPImageProcessorPil(
+    return CLIPImageProcessorPil(
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
         image_mean=list(MEAN),
         image_std=list(STD),
     )
-    return CLIPProcessor(images, text_tokenizer)
 
 
 def save(model: Any, text_tokenizer: Any, directory: Path) -> None:
     """Write the checkpoint in `save_pretrained` layout with fp16 weights."""
     import torch
+    from transformers import CLIPProcessor
 
     model.to(torch.float16).save_pretrained(directory)
-    processor(text_tokenizer).save_pretrained(directory)
+    CLIPProcessor(image_processor(), text_tokenizer).save_pretrained(directory)
