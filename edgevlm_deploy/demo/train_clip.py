@@ -42,8 +42,6 @@ right on them and never right on others."""
 LARGEST_LOGIT_SCALE = math.log(100.0)
 """As in CLIP."""
 REPORT_EVERY = 50
-HELD_OUT = 150
-"""Scenes of the tuning split, each on two grounds, that the accuracies in the log are taken on."""
 _CAPTION_STREAM = 14
 
 
@@ -54,6 +52,8 @@ class Schedule:
     """Per step; every step has its own."""
     rate: float = 1e-3
     warmup: int = 50
+    held_out: int = 150
+    """Scenes of the tuning split, each on two grounds, that the accuracies in the log are taken on."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def train(out: Path, seed: int, schedule: Schedule) -> None:
     torch.manual_seed(seed)
     tokenizer = clip.tokenizer()
     model = clip.architecture(tokenizer)
-    held_out = [counterfactual(Split.TUNING, index) for index in range(HELD_OUT)]
+    held_out = [counterfactual(Split.TUNING, index) for index in range(schedule.held_out)]
     start = vlm.load_weights(resources.DEMO_CHECKPOINT)
     clip.take_over_vision(model, start, _pixels([common for common, _ in held_out]))
     # Eager attention takes half the time of the fused one on a CPU in bfloat16.
