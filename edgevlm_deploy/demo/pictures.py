@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from edgevlm_deploy.demo.scenes import (
+    CELL,
     COLOURS,
+    COLUMNS,
+    RADIUS,
     SHAPES,
     SIDE,
     SIZES,
@@ -47,10 +50,9 @@ _BASE = {
     "snow": (208, 214, 220),
     "water": (64, 108, 150),
 }
-_RADIUS = {"small": (7.0, 10.0), "large": (14.0, 20.0)}
-_BLUR = 1.2
+_BLUR = 0.9
 """Largest standard deviation of the blur in pixels."""
-_NOISE = 10.0
+_NOISE = 7.0
 """Largest standard deviation of the sensor's noise, on top of the scenes', of 255."""
 _CONTENT_STREAM, _RENDER_STREAM = 11, 12
 """Streams of `scenes.generator`: what is in the picture, and how it looks."""
@@ -126,15 +128,14 @@ def _ground_of(thing: Thing, usual: bool, rng: np.random.Generator) -> str:
 
 
 def _picture(split: Split, index: int, things: tuple[Thing, ...], ground: str) -> Picture:
-    """Objects have a part of the picture each."""
+    """Objects stand in cells as in the scenes, which is where the demo VLM's vision encoder knows them."""
     rng = generator(split, index, _RENDER_STREAM)
-    width = SIDE / max(1, len(things))
+    columns = COLUMNS // max(1, len(things))
     places = []
     for thing in things:
-        radius = rng.uniform(*_RADIUS[thing.size])
-        margin = min(1.25 * radius, width / 2)
-        x = thing.column * width + rng.uniform(margin, width - margin)
-        places.append((x, rng.uniform(margin, SIDE - margin), radius))
+        cells = thing.column * columns + rng.integers(columns), rng.integers(COLUMNS)
+        x, y = ((cell + 0.5) * CELL + rng.uniform(-2.0, 2.0) for cell in cells)
+        places.append((float(x), float(y), RADIUS[thing.size] * rng.uniform(0.93, 1.05)))
     return Picture(things, tuple(places), ground, _render(things, places, ground, rng))
 
 

@@ -59,7 +59,8 @@ _RGB = {
     "purple": (150, 66, 186),
     "white": (238, 238, 236),
 }
-_RADIUS = {"small": 6.5, "large": 11.0}
+RADIUS = {"small": 6.5, "large": 11.0}
+"""In pixels."""
 
 
 class Split(IntEnum):
@@ -147,7 +148,7 @@ def _render(
     canvas = background.resize((SIDE * SUPERSAMPLING,) * 2, Image.Resampling.BILINEAR)
     for thing in things:
         centre = [(cell + 0.5) * CELL + rng.uniform(-2.0, 2.0) for cell in (thing.column, thing.row)]
-        radius = _RADIUS[thing.size] * rng.uniform(0.93, 1.05)
+        radius = RADIUS[thing.size] * rng.uniform(0.93, 1.05)
         x, y, r = (value * SUPERSAMPLING for value in (*centre, radius))
         draw(canvas, thing, x, y, r, rng)
     picture = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)

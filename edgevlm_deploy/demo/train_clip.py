@@ -50,7 +50,7 @@ class Schedule:
     steps: int
     pictures: int
     """Per step; every step has its own."""
-    rate: float = 1e-3
+    rate: float = 5e-4
     warmup: int = 50
     held_out: int = 150
     """Scenes of the tuning split, each on two grounds, that the accuracies in the log are taken on."""
@@ -60,9 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--pictures", type=int, default=48, help="pictures per step")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")
     arguments = parser.parse_args()
     train(arguments.out, arguments.seed, Schedule(arguments.steps, arguments.pictures, arguments.rate))
 
