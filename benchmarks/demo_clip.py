@@ -64,7 +64,6 @@ SCHEMES = (
     Scheme("W8A8", 8, None, True),
     Scheme("W4A16 g64", 4, 64),
     Scheme("W4A8 g64", 4, 64, True),
-    Scheme("W4A16 per channel", 4, None),
     Scheme("W3A16 g64", 3, 64),
 )
 
@@ -72,8 +71,8 @@ SCHEMES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=resources.DEMO_CLIP)
-    parser.add_argument("--scenes", type=int, default=600, help="each on two grounds")
-    parser.add_argument("--per-condition", type=int, default=40, help="corrupted pictures per severity")
+    parser.add_argument("--scenes", type=int, default=300, help="each on two grounds")
+    parser.add_argument("--per-condition", type=int, default=20, help="corrupted pictures per severity")
     arguments = parser.parse_args()
     with quiet.libraries():
         model, tokenizer = load(arguments.checkpoint)
@@ -93,7 +92,7 @@ def load(checkpoint: Path) -> tuple[Any, Any]:
 def pictures(scenes: int, per_condition: int) -> list[Shown]:
     """Clean ones on both grounds, half as many from outside, corrupted ones, and some for the logit scale."""
     shown = []
-    for split, count, condition in ((Split.EVALUATION, scenes, "clean"), (Split.TUNING, 150, "temperature")):
+    for split, count, condition in ((Split.EVALUATION, scenes, "clean"), (Split.TUNING, 75, "temperature")):
         for index in range(count):
             for side, one in zip(("common", "counter"), counterfactual(split, index), strict=True):
                 shown.append(_shown(one, f"{split.name} {index}", condition, side))
