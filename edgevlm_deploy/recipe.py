@@ -42,6 +42,7 @@ class Algorithm(str, Enum):
     GPTQ = "gptq"
     AWQ = "awq"
     SMOOTHQUANT = "smoothquant"
+    HQQ = "hqq"
 
 
 class Quantizer(str, Enum):

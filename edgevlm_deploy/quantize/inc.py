@@ -23,8 +23,8 @@ from edgevlm_deploy.errors import QuantizationError
 from edgevlm_deploy.quantize import capture, folding, static_ranges
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
-from edgevlm_deploy.quantize.request import ModuleRequest, Request
-from edgevlm_deploy.quantize.rounding import round_to_nearest, weight_of
+from edgevlm_deploy.quantize.request import DATA_FREE, ModuleRequest, Request
+from edgevlm_deploy.quantize.rounding import data_free, weight_of
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
 from edgevlm_deploy.quantize.uniform import exact_scale, quantize_symmetric, round_to_scale
 from edgevlm_deploy.recipe import Algorithm
@@ -39,7 +39,7 @@ nothing of accuracy: 3 bits per channel still reach about 0.9."""
 
 def quantize(model: Any, request: Request, batches: Sequence[Batch]) -> QuantizedModel:
     """Quantise `model` (a float32 copy, which is changed). See `edgevlm_deploy.quantize.quantize`."""
-    searched = {name: wanted for name, wanted in request.items() if wanted.algorithm is not Algorithm.RTN}
+    searched = {name: wanted for name, wanted in request.items() if wanted.algorithm not in DATA_FREE}
     static = [name for name, wanted in request.items() if wanted.format.static_activation]
     modules: dict[str, QuantizedLinear] = {}
     changed: set[str] = set()
@@ -49,7 +49,7 @@ def quantize(model: Any, request: Request, batches: Sequence[Batch]) -> Quantize
         modules, changed = run(model, searched, batches)
     for name, wanted in request.items():
         if name not in searched:
-            modules[name] = round_to_nearest(weight_of(model, name), wanted, scales.get(name))
+            modules[name] = data_free(weight_of(model, name), wanted, scales.get(name))
     in_table = {f"{name}.weight" for name in modules}
     floats = {
         name: model.get_parameter(name).detach().float().numpy().copy() for name in sorted(changed - in_table)

@@ -21,6 +21,9 @@ class ModuleRequest:
     """What the scheme means on the device that the plan is for."""
 
 
+DATA_FREE = frozenset({Algorithm.RTN, Algorithm.HQQ})
+"""They look at one weight matrix at a time, and at nothing else."""
+
 Request = Mapping[str, ModuleRequest]
 """Module name in the source model → what is asked for. fp16 modules are not in it."""
 
@@ -69,12 +72,12 @@ def resolve(
             component,
             precision.scheme,
             precision.algorithm,
-            weight_format(precision.scheme, component, offered),
+            weight_format(precision, component, offered),
         )
         for name, (component, precision) in wishes.items()
         if precision.scheme in offered
     }
-    problems += _unsupported(request, quantizer)
+    problems += _unsupported(request, quantizer, backend)
     if problems:
         raise PlanError("The recipe's precision cannot be met:\n  " + "\n  ".join(problems))
     return request
@@ -113,16 +116,16 @@ def _refused(
     ]
 
 
-def _unsupported(request: Request, quantizer: Quantizer) -> list[str]:
+def _unsupported(request: Request, quantizer: Quantizer, backend: Backend) -> list[str]:
     """One sentence per distinct (component, scheme, algorithm) that cannot be had."""
     reason = _neural_compressor_reason if quantizer is Quantizer.NEURAL_COMPRESSOR else _modelopt_reason
     problems = []
     for wanted in dict.fromkeys(request.values()):
-        sentence = _embedding_reason(wanted) or reason(wanted)
+        sentence = _embedding_reason(wanted) or _zero_point_reason(wanted, backend) or reason(wanted)
         if sentence:
             asked = f"{wanted.component.value} {wanted.scheme.value}/{wanted.algorithm.value}"
             problems.append(f"{asked}: {sentence}")
-    searched = {w.algorithm for w in request.values() if w.component is Component.DECODER} - {Algorithm.RTN}
+    searched = {w.algorithm for w in request.values() if w.component is Component.DECODER} - DATA_FREE
     if quantizer is Quantizer.NEURAL_COMPRESSOR and len(searched) > 1:
         names = " and ".join(sorted(algorithm.value for algorithm in searched))
         problems.append(f"decoder: {names} cannot be mixed in one decoder; keep one of them besides rtn.")
@@ -136,6 +139,16 @@ def _embedding_reason(wanted: ModuleRequest) -> str:
     return ""
 
 
+def _zero_point_reason(wanted: ModuleRequest, backend: Backend) -> str:
+    if wanted.format.symmetric:
+        return ""
+    if backend is not Backend.ONNXRUNTIME:
+        return f"hqq gives zero-points, {backend.value} takes symmetric weights only; use gptq or rtn."
+    if wanted.format.static_activation:
+        return "hqq gives zero-points, int8 products take symmetric weights only; use rtn."
+    return ""
+
+
 def _neural_compressor_reason(wanted: ModuleRequest) -> str:
     if wanted.algorithm is Algorithm.SMOOTHQUANT:
         return "smoothquant is offered by `quantizer: tensorrt`."
@@ -146,18 +159,20 @@ def _neural_compressor_reason(wanted: ModuleRequest) -> str:
         return "static activations are offered for vision_encoder and projector, or by `quantizer: tensorrt`."
     if wanted.algorithm is Algorithm.RTN:
         return ""
-    if wanted.component is not Component.DECODER:
-        return "gptq and awq are offered for the decoder; use rtn."
     if wanted.format.bits == 8:
         return "8-bit weights are rounded to nearest; use rtn."
+    if wanted.algorithm is Algorithm.HQQ:
+        return ""
+    if wanted.component is not Component.DECODER:
+        return "gptq and awq are offered for the decoder; use hqq or rtn."
     if wanted.algorithm is Algorithm.AWQ and wanted.format.bits != 4:
         return "Intel Neural Compressor's AWQ searches at 4 bits only; use gptq or rtn."
     return ""
 
 
 def _modelopt_reason(wanted: ModuleRequest) -> str:
-    if wanted.algorithm is Algorithm.GPTQ:
-        return "gptq is offered by `quantizer: neural-compressor`."
+    if wanted.algorithm in (Algorithm.GPTQ, Algorithm.HQQ):
+        return f"{wanted.algorithm.value} is offered by `quantizer: neural-compressor`."
     if wanted.algorithm is Algorithm.SMOOTHQUANT and not wanted.format.static_activation:
         return "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime, tensorrt)."
     if wanted.algorithm is Algorithm.AWQ and (wanted.format.bits != 4 or wanted.format.group is None):
