@@ -43,6 +43,7 @@ class Algorithm(str, Enum):
     AWQ = "awq"
     SMOOTHQUANT = "smoothquant"
     HQQ = "hqq"
+    MBQ = "mbq"
 
 
 class Quantizer(str, Enum):

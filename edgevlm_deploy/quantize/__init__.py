@@ -50,9 +50,9 @@ def quantize(
     _check_source(request, parameters)
     check_columns(request, {name: shapes[f"{name}.weight"][1] for name in request})
     if quantizer is Quantizer.NEURAL_COMPRESSOR:
-        from edgevlm_deploy.quantize import inc
+        from edgevlm_deploy.quantize import post_training
 
-        quantized = inc.quantize(model, request, calibration_batches)
+        quantized = post_training.quantize(model, request, calibration_batches)
     else:
         from edgevlm_deploy.quantize import modelopt
 

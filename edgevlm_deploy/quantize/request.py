@@ -24,6 +24,9 @@ class ModuleRequest:
 DATA_FREE = frozenset({Algorithm.RTN, Algorithm.HQQ})
 """They look at one weight matrix at a time, and at nothing else."""
 
+ACTIVATION_AWARE = frozenset({Algorithm.AWQ, Algorithm.MBQ})
+"""They search channel scales, and fold them into what precedes a layer."""
+
 Request = Mapping[str, ModuleRequest]
 """Module name in the source model → what is asked for. fp16 modules are not in it."""
 
@@ -84,8 +87,8 @@ def resolve(
 
 
 def check_columns(request: Request, columns: Mapping[str, int]) -> None:
-    """Groups that do not divide a module's K columns: rounding to nearest and GPTQ end with a short group.
-    AWQ's search cannot (it reshapes the matrix to rows of one group), and not every runtime stores one.
+    """Groups that do not divide a module's K columns: rounding, HQQ and GPTQ end with a short group.
+    AWQ's search does not (it reshapes the matrix to groups), and not every runtime stores one.
 
     Raises PlanError that names every such module.
     """
@@ -97,9 +100,9 @@ def check_columns(request: Request, columns: Mapping[str, int]) -> None:
         needs = f"groups of {group} need a multiple of that many columns, it has {columns[name]}"
         if wanted.format.whole_groups:
             problems.append(f"{name}: on this target {needs}. Override it with a per-channel scheme.")
-        elif wanted.algorithm is Algorithm.AWQ:
+        elif wanted.algorithm in ACTIVATION_AWARE:
             mending = "Override it with `algorithm: rtn` or a per-channel scheme."
-            problems.append(f"{name}: AWQ with {needs}. {mending}")
+            problems.append(f"{name}: {wanted.algorithm.value} with {needs}. {mending}")
     if problems:
         raise PlanError("Group sizes do not fit:\n  " + "\n  ".join(problems))
 
@@ -125,10 +128,8 @@ def _unsupported(request: Request, quantizer: Quantizer, backend: Backend) -> li
         if sentence:
             asked = f"{wanted.component.value} {wanted.scheme.value}/{wanted.algorithm.value}"
             problems.append(f"{asked}: {sentence}")
-    searched = {w.algorithm for w in request.values() if w.component is Component.DECODER} - DATA_FREE
-    if quantizer is Quantizer.NEURAL_COMPRESSOR and len(searched) > 1:
-        names = " and ".join(sorted(algorithm.value for algorithm in searched))
-        problems.append(f"decoder: {names} cannot be mixed in one decoder; keep one of them besides rtn.")
+    if {wanted.algorithm for wanted in request.values()} >= ACTIVATION_AWARE:
+        problems.append("decoder: awq and mbq cannot be mixed, both fold scales into the same norms.")
     return problems
 
 
@@ -164,14 +165,12 @@ def _neural_compressor_reason(wanted: ModuleRequest) -> str:
     if wanted.algorithm is Algorithm.HQQ:
         return ""
     if wanted.component is not Component.DECODER:
-        return "gptq and awq are offered for the decoder; use hqq or rtn."
-    if wanted.algorithm is Algorithm.AWQ and wanted.format.bits != 4:
-        return "Intel Neural Compressor's AWQ searches at 4 bits only; use gptq or rtn."
+        return f"{wanted.algorithm.value} is offered for the decoder; use hqq or rtn."
     return ""
 
 
 def _modelopt_reason(wanted: ModuleRequest) -> str:
-    if wanted.algorithm in (Algorithm.GPTQ, Algorithm.HQQ):
+    if wanted.algorithm in (Algorithm.GPTQ, Algorithm.HQQ, Algorithm.MBQ):
         return f"{wanted.algorithm.value} is offered by `quantizer: neural-compressor`."
     if wanted.algorithm is Algorithm.SMOOTHQUANT and not wanted.format.static_activation:
         return "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime, tensorrt)."
