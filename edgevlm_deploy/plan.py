@@ -10,7 +10,7 @@ from edgevlm_deploy.artifacts import digest
 from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.quantize.request import Request
 from edgevlm_deploy.quantize.request import resolve as resolve_precision
-from edgevlm_deploy.recipe import Gate, GateName, Recipe, Scheme
+from edgevlm_deploy.recipe import Gate, GateName, ObserverName, Quantizer, Recipe, Scheme
 from edgevlm_deploy.target import Target
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
@@ -71,6 +71,7 @@ def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]
     except PlanError as error:
         problems.append(str(error))
     problems += _unsupported_formats(request, target)
+    problems += _idle_observer(recipe, request)
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)
@@ -84,4 +85,21 @@ def _unsupported_formats(request: Request, target: Target) -> list[str]:
         f"{scheme.value} needs {name}; {target.name} ({target.soc}) executes {', '.join(target.formats)}."
         for name, scheme in needed.items()
         if name not in target.formats
+    ]
+
+
+def _idle_observer(recipe: Recipe, request: Request) -> list[str]:
+    """An observer that would change nothing is a mistake in the recipe."""
+    wanted = recipe.calibration.observer
+    if wanted is ObserverName.MINMAX:
+        return []
+    if recipe.quantizer is not Quantizer.NEURAL_COMPRESSOR:
+        return [
+            f"calibration.observer {wanted.value} is offered by `quantizer: neural-compressor`; use minmax."
+        ]
+    if any(one.format.static_activation for one in request.values()):
+        return []
+    return [
+        f"calibration.observer {wanted.value}: no module has calibrated int8 inputs here; they come with "
+        "w8a8 on onnxruntime and tensorrt. Leave it out or choose such a scheme."
     ]

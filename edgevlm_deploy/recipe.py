@@ -165,12 +165,23 @@ class Mixture(Frozen):
         return self
 
 
+class ObserverName(str, Enum):
+    """How much of an activation's range 8 bits cover; see `quantize.observers`."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+    ENTROPY = "entropy"
+
+
 class Calibration(Frozen):
     samples: Annotated[int, Field(ge=1, le=4096)] = 128
     seed: int = 0
     mixture: Mixture = Mixture()
     modality_balanced: bool = True
     """Draw evenly over kinds of question (`group`), so that no modality or task dominates the ranges."""
+    observer: ObserverName = ObserverName.MINMAX
+    """From the values of an activation to its calibrated range."""
 
 
 class Image(Frozen):

@@ -27,6 +27,7 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
         "request": job.plan.request,
         "quantizer": recipe.quantizer,
         "calibration": calibrated.digest,
+        "observer": recipe.calibration.observer,
         "spec": what_shapes_answers(job.spec),
         "packages": versions(PACKAGES),
     }
@@ -34,7 +35,13 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
 
     def run(out: Path) -> None:
         batches = calibration.batches(calibrated, job.spec, job.source.tokenizer)
-        made = quantize.quantize(lambda: source.load(job.source), job.plan.request, batches, recipe.quantizer)
+        made = quantize.quantize(
+            lambda: source.load(job.source),
+            job.plan.request,
+            batches,
+            recipe.quantizer,
+            recipe.calibration.observer,
+        )
         made.save(out)
 
     return stage(job.cache, "quantized", inputs, run)

@@ -1,4 +1,4 @@
-"""Intel Neural Compressor: GPTQ and static ranges. The only file that imports it.
+"""Intel Neural Compressor: GPTQ. The only file that imports it.
 
 It works on one stack of layers at a time, on a copy, fed with inputs that were captured while the whole
 model ran.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import QuantizationError
-from edgevlm_deploy.quantize import capture, static_ranges
+from edgevlm_deploy.quantize import capture
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
 from edgevlm_deploy.quantize.rounding import weight_of
@@ -179,55 +179,6 @@ def _unpacked(stack: Any, root: str, request: Request) -> dict[str, tuple[NDArra
     if missing:
         raise QuantizationError(f"Neural Compressor left {len(missing)} modules untouched: {missing[0]}, …")
     return found
-
-
-def static_scales(model: Any, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, float]:
-    """Scale of each module's input, symmetric int8 per tensor, from the range over all samples.
-
-    Each stack of layers is exported on its own and watches along while the whole model runs, one picture
-    tile at a time, so that nothing is stored.
-    """
-    roots: dict[str, list[str]] = {}
-    for name in names:
-        roots.setdefault(capture.layer_stack(model, name), []).append(name)
-    scales: dict[str, float] = {}
-    for root, members in roots.items():
-        found = _static_scales_of(model, root, batches)
-        for name in members:
-            local = name.removeprefix(root).removeprefix(".")
-            if local not in found:
-                raise QuantizationError(f"{name}: Neural Compressor did not quantise its input.")
-            activation_scale, weight_scale = found[local]
-            static_ranges.check_same_weight(name, weight_of(model, name), weight_scale)
-            scales[name] = activation_scale
-    return scales
-
-
-def _static_scales_of(model: Any, root: str, batches: Sequence[Batch]) -> dict[str, tuple[float, Floats]]:
-    example = next(static_ranges.rows(capture.first_inputs(model, root, batches)))
-    with _library() as inc:
-        from neural_compressor.torch.export import export
-
-        exported = export(
-            static_ranges.positional(model.get_submodule(root), tuple(example)), tuple(example.values())
-        )
-        config = inc.StaticQuantConfig(act_dtype="int8", act_sym=True)
-        prepared = inc.prepare(exported, config)
-        static_ranges.watch_full_range(prepared)
-
-    def see(inputs: dict[str, Any]) -> None:
-        for row in static_ranges.rows(inputs):
-            shapes = {key: tuple(value.shape) for key, value in row.items()}
-            if shapes != {key: tuple(value.shape) for key, value in example.items()}:
-                raise QuantizationError(
-                    f"{root}: calibration pictures give inputs of different shapes, {shapes}; "
-                    "prepare them all with one tile size and no padding."
-                )
-            prepared(*row.values())
-
-    capture.watch(model, root, batches, see)
-    with _library() as inc:
-        return static_ranges.read_scales(inc.convert(prepared))
 
 
 @contextlib.contextmanager

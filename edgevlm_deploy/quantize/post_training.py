@@ -9,30 +9,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgevlm_deploy.quantize import awq, inc, mbq
+from edgevlm_deploy.quantize import awq, inc, mbq, smoothquant, static_ranges
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
-from edgevlm_deploy.quantize.request import DATA_FREE, Request
+from edgevlm_deploy.quantize.request import Request
 from edgevlm_deploy.quantize.rounding import data_free, weight_of
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
-from edgevlm_deploy.recipe import Algorithm
+from edgevlm_deploy.recipe import Algorithm, ObserverName
 
 
-def quantize(model: Any, request: Request, batches: Sequence[Batch]) -> QuantizedModel:
+def quantize(
+    model: Any, request: Request, batches: Sequence[Batch], observer: ObserverName
+) -> QuantizedModel:
     """Quantise `model` (a float32 copy, which is changed). See `edgevlm_deploy.quantize.quantize`."""
     modules: dict[str, QuantizedLinear] = {}
     changed: set[str] = set()
+    smoothed = _by(Algorithm.SMOOTHQUANT, request)
+    if smoothed:
+        changed = smoothquant.fold(model, smoothed, batches)
     for algorithm, search in ((Algorithm.AWQ, awq.quantize), (Algorithm.MBQ, mbq.quantize)):
         part = _by(algorithm, request)
         if part:
-            modules, changed = search(model, part, batches)
+            modules, folded = search(model, part, batches)
+            changed |= folded
     by_gptq = _by(Algorithm.GPTQ, request)
     if by_gptq:
         modules |= inc.gptq(model, by_gptq, batches)
     static = [name for name, wanted in request.items() if wanted.format.static_activation]
-    scales = inc.static_scales(model, static, batches) if static else {}
+    scales = static_ranges.scales(model, static, batches, observer) if static else {}
     for name, wanted in request.items():
-        if wanted.algorithm in DATA_FREE:
+        if name not in modules:
             modules[name] = data_free(weight_of(model, name), wanted, scales.get(name))
     in_table = {f"{name}.weight" for name in modules}
     floats = {

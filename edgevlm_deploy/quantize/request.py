@@ -152,7 +152,7 @@ def _zero_point_reason(wanted: ModuleRequest, backend: Backend) -> str:
 
 def _neural_compressor_reason(wanted: ModuleRequest) -> str:
     if wanted.algorithm is Algorithm.SMOOTHQUANT:
-        return "smoothquant is offered by `quantizer: tensorrt`."
+        return _smoothquant_reason(wanted)
     if wanted.format.static_activation and wanted.component not in (
         Component.VISION_ENCODER,
         Component.PROJECTOR,
@@ -169,11 +169,22 @@ def _neural_compressor_reason(wanted: ModuleRequest) -> str:
     return ""
 
 
+_SMOOTHQUANT_FORMAT = (
+    "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime, tensorrt)."
+)
+
+
+def _smoothquant_reason(wanted: ModuleRequest) -> str:
+    if wanted.component is not Component.VISION_ENCODER:
+        return "smoothquant is offered for the vision encoder, or by `quantizer: tensorrt`."
+    return "" if wanted.format.static_activation else _SMOOTHQUANT_FORMAT
+
+
 def _modelopt_reason(wanted: ModuleRequest) -> str:
     if wanted.algorithm in (Algorithm.GPTQ, Algorithm.HQQ, Algorithm.MBQ):
         return f"{wanted.algorithm.value} is offered by `quantizer: neural-compressor`."
     if wanted.algorithm is Algorithm.SMOOTHQUANT and not wanted.format.static_activation:
-        return "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime, tensorrt)."
+        return _SMOOTHQUANT_FORMAT
     if wanted.algorithm is Algorithm.AWQ and (wanted.format.bits != 4 or wanted.format.group is None):
         return "awq goes with 4-bit groups (w4a16_g32, w4a16_g64, w4a16_g128)."
     return ""

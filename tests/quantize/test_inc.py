@@ -138,20 +138,6 @@ def test_rounding_equals_the_library_up_to_the_rounded_scale(float_model: Any) -
     assert difference.max() <= 1 and difference.mean() < 0.02
 
 
-def test_static_ranges_cover_every_sample(float_model: Any, batch_of: Any, modules: Any) -> None:
-    batches = [batch_of(seed, pictures=1 + seed % 2) for seed in range(4)]
-    batches[2]["pixel_values"] = batches[2]["pixel_values"] * 20  # a rare loud picture
-    names = modules["vision_encoder"] + modules["projector"]
-    scales = inc.static_scales(copy.deepcopy(float_model), names, batches)
-    assert set(scales) == set(names)
-    for name in names:
-        largest: list[float] = []
-        capture.watch(
-            float_model, name, batches, lambda seen, top=largest: top.append(float(seen["input"].abs().max()))
-        )
-        assert scales[name] == pytest.approx(max(largest) / 127.5, rel=1e-4), name
-
-
 def test_vision_w8a8_with_everything_else(load_model: Callable[[], Any], batches: Any, modules: Any) -> None:
     static, rounded = Precision(scheme=Scheme.W8A8), Precision(scheme=Scheme.W8A16)
     components = {
@@ -199,16 +185,6 @@ def test_integers_of_another_weight_are_noticed(float_model: Any) -> None:
     inc._with_exact_scale(name, weight, scale, wanted, weight)
     with pytest.raises(QuantizationError, match="do not resemble its weights"):
         inc._with_exact_scale(name, weight[::-1].copy(), scale[::-1].copy(), wanted, weight)
-
-
-def test_pictures_of_different_sizes_are_refused(float_model: Any, batch_of: Any) -> None:
-    small = batch_of(1)
-    small["pixel_values"] = small["pixel_values"][..., :16]
-    small["pixel_attention_mask"] = small["pixel_attention_mask"][..., :16]
-    small["input_ids"] = small["input_ids"][:, [0, 1, 2, 3, 6, 7]]
-    small["attention_mask"] = torch.ones_like(small["input_ids"])
-    with pytest.raises(QuantizationError, match="different shapes"):
-        inc._static_scales_of(copy.deepcopy(float_model), VISION, [batch_of(0), small])
 
 
 def test_the_library_is_quiet(
