@@ -10,7 +10,17 @@ from edgevlm_deploy.artifacts import digest
 from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.quantize.request import Request
 from edgevlm_deploy.quantize.request import resolve as resolve_precision
-from edgevlm_deploy.recipe import Gate, GateName, ObserverName, Quantizer, Recipe, Scheme
+from edgevlm_deploy.recipe import (
+    Algorithm,
+    Component,
+    Composition,
+    Gate,
+    GateName,
+    ObserverName,
+    Quantizer,
+    Recipe,
+    Scheme,
+)
 from edgevlm_deploy.target import Target
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
@@ -72,6 +82,7 @@ def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]
         problems.append(str(error))
     problems += _unsupported_formats(request, target)
     problems += _idle_observer(recipe, request)
+    problems += _unseen_parts(recipe.calibration.composition, request)
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)
@@ -103,3 +114,22 @@ def _idle_observer(recipe: Recipe, request: Request) -> list[str]:
         f"calibration.observer {wanted.value}: no module has calibrated int8 inputs here; they come with "
         "w8a8 on onnxruntime and tensorrt. Leave it out or choose such a scheme."
     ]
+
+
+def _unseen_parts(composition: Composition, request: Request) -> list[str]:
+    """What would be calibrated on a part of the samples that is not shown."""
+    problems = []
+    pictures = (Component.VISION_ENCODER, Component.PROJECTOR)
+    calibrated = [
+        one.component.value
+        for one in request.values()
+        if one.component in pictures and (one.format.static_activation or one.format.graph_activation_bits)
+    ]
+    if composition is Composition.TEXT_ONLY and calibrated:
+        problems.append(
+            "calibration.composition text_only shows no pictures, and the int8 inputs of "
+            f"{calibrated[0]} are calibrated on them. Use mixed, or weight-only schemes there."
+        )
+    if composition is not Composition.MIXED and Algorithm.MBQ in {one.algorithm for one in request.values()}:
+        problems.append("mbq weighs pictures against answers; it needs calibration.composition mixed.")
+    return problems

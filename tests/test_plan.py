@@ -6,7 +6,17 @@ import pytest
 
 from edgevlm_deploy import plan, resources
 from edgevlm_deploy.errors import PlanError
-from edgevlm_deploy.recipe import ModuleOverride, ObserverName, Scheme
+from edgevlm_deploy.recipe import (
+    Algorithm,
+    Calibration,
+    Component,
+    Composition,
+    ModuleOverride,
+    ObserverName,
+    Precision,
+    Recipe,
+    Scheme,
+)
 
 MODULES = {
     "vision_encoder": ["model.vision_model.encoder.layers.0.mlp.fc1"],
@@ -82,3 +92,20 @@ def test_an_observer_that_would_do_nothing_is_refused() -> None:
     other = resources.recipe("smoothquant").model_copy(update={"calibration": entropy})
     with pytest.raises(PlanError, match=r"observer entropy is offered by `quantizer: neural-compressor`"):
         plan.resolve(other, resources.target("orin"), MODULES)
+
+
+def test_parts_that_calibration_would_not_see_are_refused() -> None:
+    recipe = resources.recipe("default")
+
+    def with_composition(composition: Composition, algorithm: Algorithm) -> Recipe:
+        calibration = Calibration(composition=composition)
+        decoder = Precision(scheme=Scheme.W4A16_G64, algorithm=algorithm)
+        components = {**recipe.components, Component.DECODER: decoder}
+        return recipe.model_copy(update={"calibration": calibration, "components": components})
+
+    host = resources.target("host-cpu")
+    plan.resolve(with_composition(Composition.IMAGE_ONLY, Algorithm.GPTQ), host, MODULES)
+    with pytest.raises(PlanError, match="text_only shows no pictures, and the int8 inputs of vision_encoder"):
+        plan.resolve(with_composition(Composition.TEXT_ONLY, Algorithm.GPTQ), host, MODULES)
+    with pytest.raises(PlanError, match="mbq weighs pictures against answers"):
+        plan.resolve(with_composition(Composition.IMAGE_ONLY, Algorithm.MBQ), host, MODULES)
