@@ -44,6 +44,7 @@ class Algorithm(str, Enum):
     SMOOTHQUANT = "smoothquant"
     HQQ = "hqq"
     MBQ = "mbq"
+    AUTOROUND = "autoround"
 
 
 class Quantizer(str, Enum):

@@ -7,31 +7,28 @@ group of weights gets the range, between all and 55 % of it, with the least erro
 and key keep their range: an error there is multiplied in the scores.
 
 Definition and constants: Lin et al., "AWQ" (MLSys 2024), and its authors' llm-awq. Differences: rounding is
-`uniform`'s, the range is judged on all tokens (from their second moments), and the search stops at `TOKENS`
-tokens, not at a number of samples. Layers see what the float model gives them, never rounded inputs.
+`uniform`'s, the range is judged on all tokens (from their second moments), and the search takes the samples
+of `layerwise.chosen`. Layers see what the float model gives them, never rounded inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from edgevlm_deploy.errors import DataError, QuantizationError
-from edgevlm_deploy.quantize import capture, folding
+from edgevlm_deploy.errors import QuantizationError
+from edgevlm_deploy.quantize import capture, folding, layerwise
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.folding import Fold
+from edgevlm_deploy.quantize.layerwise import output_of, together
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
 from edgevlm_deploy.quantize.rounding import round_to_nearest, weight_of
 from edgevlm_deploy.quantize.table import QuantizedLinear
 from edgevlm_deploy.quantize.uniform import exact_scale
 
-TOKENS = 4096
-"""Tokens after which the search takes no further sample."""
-SAMPLES = 8
-"""Samples that it takes in any case."""
 ALPHAS = tuple(step / 20 for step in range(20))
 SMALLEST_SCALE = 1e-4
 RANGES = tuple(1 - step / 20 for step in range(10))
@@ -99,21 +96,7 @@ def quantize(model: Any, request: Request, batches: Iterable[Batch]) -> Quantize
 
     Raises DataError without samples, QuantizationError when there is no norm to fold into.
     """
-    return search(model, request, chosen(batches), Loss())
-
-
-def chosen(batches: Iterable[Batch]) -> list[dict[str, Any]]:
-    """The first samples, until they have `TOKENS` tokens and are `SAMPLES`; the shortest come first."""
-    taken: list[dict[str, Any]] = []
-    tokens = 0
-    for sample in capture.samples(batches):
-        if tokens >= TOKENS and len(taken) >= SAMPLES:
-            break
-        taken.append(sample)
-        tokens += sample["input_ids"].shape[1]
-    if not taken:
-        raise DataError("The calibration set is empty; this algorithm needs at least one sample.")
-    return sorted(taken, key=lambda sample: int(sample["input_ids"].shape[1]))
+    return search(model, request, layerwise.chosen(batches), Loss())
 
 
 def places(model: Any, request: Request) -> dict[str, list[Fold]]:
@@ -138,17 +121,19 @@ def judged(fold: Fold) -> str:
 
 
 def search(model: Any, request: Request, samples: Sequence[Batch], loss: Loss) -> Quantized:
-    """AWQ on `samples` (of `chosen`) with another loss. See `quantize`."""
+    """AWQ on `samples` (of `layerwise.chosen`) with another loss. See `quantize`."""
     import torch
 
     modules: dict[str, QuantizedLinear] = {}
     changed: set[str] = set()
     arguments: list[dict[str, Any]] = []
     with torch.no_grad():
-        for layer, folds in _in_order(model, places(model, request)):
+        found = places(model, request)
+        for layer in layerwise.in_order(found):
+            folds = found.get(layer, [])
             own = {name: wanted for name, wanted in request.items() if folding.layer_of(name) == layer}
             if not arguments:
-                arguments = _together(capture.calls(model, layer, samples))
+                arguments = together(capture.calls(model, layer, samples))
             seen = _watched(model, layer, own, [judged(fold) for fold in folds], arguments)
             # All scales are found on the float layer; folding changes nothing that it computes.
             scales = [_channel_scale(model, fold, own, seen, loss) for fold in folds]
@@ -162,46 +147,6 @@ def search(model: Any, request: Request, samples: Sequence[Batch], loss: Loss) -
                 {**one, "hidden_states": out} for one, out in zip(arguments, seen.outputs, strict=True)
             ]
     return modules, changed
-
-
-def _together(arguments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbours that differ in their hidden states [1, T, D] alone become one batch."""
-    import torch
-
-    merged: list[list[dict[str, Any]]] = []
-    for one in arguments:
-        if merged and _same_but_hidden(merged[-1][0], one):
-            merged[-1].append(one)
-        else:
-            merged.append([one])
-    return [
-        {**several[0], "hidden_states": torch.cat([one["hidden_states"] for one in several])}
-        for several in merged
-    ]
-
-
-def _same_but_hidden(first: Any, second: Any) -> bool:
-    import torch
-
-    if isinstance(first, dict):
-        names = first.keys() - {"hidden_states"}
-        same_shape = first["hidden_states"].shape == second["hidden_states"].shape
-        return same_shape and all(_same_but_hidden(first[name], second[name]) for name in names)
-    if isinstance(first, tuple):
-        return all(map(_same_but_hidden, first, second))
-    if isinstance(first, torch.Tensor):
-        return bool(torch.equal(first, second))
-    return bool(first == second)
-
-
-def _in_order(model: Any, found: Mapping[str, list[Fold]]) -> Iterator[tuple[str, list[Fold]]]:
-    """Every layer of the stack from the first one in `found` to the last: hidden states pass through all."""
-    stack = next(iter(found)).rpartition(".")[0]
-    numbers = sorted(int(layer.rpartition(".")[2]) for layer in found)
-    if any(not layer.startswith(f"{stack}.") for layer in found):
-        raise QuantizationError(f"The modules lie in several stacks of layers: {', '.join(found)}.")
-    for number in range(numbers[0], numbers[-1] + 1):
-        yield f"{stack}.{number}", found.get(f"{stack}.{number}", [])
 
 
 def _watched(
@@ -218,7 +163,7 @@ def _watched(
     watched += [(name, calls.append) for name, calls in seen.calls.items()]
     with capture.watching(model, watched):
         for one in arguments:
-            seen.outputs.append(_first(model.get_submodule(layer)(**one)))
+            seen.outputs.append(output_of(model.get_submodule(layer)(**one)))
     return seen
 
 
@@ -233,7 +178,7 @@ def _channel_scale(model: Any, fold: Fold, request: Request, seen: _Seen, loss: 
     if len(calls[0]) == 1:  # token by token: all samples at once
         (name,) = calls[0]
         calls = [{name: torch.cat([call[name].flatten(0, 1) for call in calls])[None]}]
-    expected = [_first(block(**call)) for call in calls]
+    expected = [output_of(block(**call)) for call in calls]
     shares = [None] * len(calls)
     if weights is not None:
         shares = weights.split([one.shape[0] * one.shape[1] for one in expected])
@@ -247,7 +192,7 @@ def _channel_scale(model: Any, fold: Fold, request: Request, seen: _Seen, loss: 
             rounded = round_to_nearest((before[name] * scale).numpy(), request[name]).dequantize()
             model.get_submodule(name).weight.copy_(torch.from_numpy(rounded) / scale)
         total = sum(
-            loss(_first(block(**call)), wanted, share)
+            loss(output_of(block(**call)), wanted, share)
             for call, wanted, share in zip(calls, expected, shares, strict=True)
         )
         if total < least:
@@ -289,8 +234,3 @@ def _clipped(name: str, model: Any, wanted: ModuleRequest, moments: Any) -> Quan
         bits=plain.bits,
         block=plain.block,
     )
-
-
-def _first(output: Any) -> Any:
-    """Attention modules return weights beside their output."""
-    return output[0] if isinstance(output, tuple) else output

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgevlm_deploy.errors import DataError, QuantizationError
-from edgevlm_deploy.quantize import awq, folding
+from edgevlm_deploy.quantize import awq, folding, layerwise
 from edgevlm_deploy.quantize.awq import Loss, Quantized
 from edgevlm_deploy.quantize.capture import LABELS, NO_LABEL, Batch, without_labels
 from edgevlm_deploy.quantize.request import Request
@@ -32,7 +32,7 @@ def quantize(model: Any, request: Request, batches: Iterable[Batch]) -> Quantize
 
     Raises DataError when no sample has both a picture and an answer, and what `awq.quantize` raises.
     """
-    samples = awq.chosen(batches)
+    samples = layerwise.chosen(batches)
     pictures, answers = _masks(model, samples)
     layers = awq.places(model, request)
     blocks = [awq.judged(fold) for folds in layers.values() for fold in folds]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgevlm_deploy.quantize import awq, inc, mbq, smoothquant, static_ranges
+from edgevlm_deploy.quantize import autoround, awq, inc, mbq, smoothquant, static_ranges
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.request import Request
@@ -35,6 +35,9 @@ def quantize(
     by_gptq = _by(Algorithm.GPTQ, request)
     if by_gptq:
         modules |= inc.gptq(model, by_gptq, batches)
+    by_autoround = _by(Algorithm.AUTOROUND, request)
+    if by_autoround:
+        modules |= autoround.quantize(model, by_autoround, batches)
     static = [name for name, wanted in request.items() if wanted.format.static_activation]
     scales = static_ranges.scales(model, static, batches, observer) if static else {}
     for name, wanted in request.items():

@@ -181,7 +181,7 @@ def _smoothquant_reason(wanted: ModuleRequest) -> str:
 
 
 def _modelopt_reason(wanted: ModuleRequest) -> str:
-    if wanted.algorithm in (Algorithm.GPTQ, Algorithm.HQQ, Algorithm.MBQ):
+    if wanted.algorithm not in (Algorithm.RTN, Algorithm.AWQ, Algorithm.SMOOTHQUANT):
         return f"{wanted.algorithm.value} is offered by `quantizer: neural-compressor`."
     if wanted.algorithm is Algorithm.SMOOTHQUANT and not wanted.format.static_activation:
         return _SMOOTHQUANT_FORMAT

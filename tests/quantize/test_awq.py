@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgevlm_deploy.errors import DataError, QuantizationError
-from edgevlm_deploy.quantize import awq, capture, fakequant, folding, quantize, resolve, uniform
+from edgevlm_deploy.quantize import awq, capture, fakequant, folding, layerwise, quantize, resolve, uniform
 from edgevlm_deploy.recipe import Algorithm, Component, ModuleOverride, Precision, Quantizer, Scheme
 
 LAYERS = "model.text_model.layers"
@@ -155,14 +155,14 @@ def test_it_goes_with_gptq_in_one_decoder(correlated_model: Any, batches: Any, m
 
 
 def test_the_search_takes_a_limited_number_of_tokens(batches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(awq.chosen(batches)) == len(batches)
-    monkeypatch.setattr(awq, "TOKENS", 20)
-    assert len(awq.chosen(batches)) == awq.SAMPLES
-    monkeypatch.setattr(awq, "SAMPLES", 1)
-    lengths = [one["input_ids"].shape[1] for one in awq.chosen(batches)]
+    assert len(layerwise.chosen(batches)) == len(batches)
+    monkeypatch.setattr(layerwise, "TOKENS", 20)
+    assert len(layerwise.chosen(batches)) == layerwise.SAMPLES
+    monkeypatch.setattr(layerwise, "SAMPLES", 1)
+    lengths = [one["input_ids"].shape[1] for one in layerwise.chosen(batches)]
     assert lengths == sorted(lengths) and 20 <= sum(lengths) < 40
     with pytest.raises(DataError, match="calibration set is empty"):
-        awq.chosen([])
+        layerwise.chosen([])
 
 
 def test_batches_of_equal_length_change_nothing(
@@ -170,7 +170,7 @@ def test_batches_of_equal_length_change_nothing(
 ) -> None:
     request = resolve(decoder(Scheme.W4A16_G32, Algorithm.AWQ), (), modules, INC)
     together, _ = awq.quantize(copy.deepcopy(correlated_model), request, batches)
-    monkeypatch.setattr(awq, "_together", lambda arguments: arguments)
+    monkeypatch.setattr(awq, "together", lambda arguments: arguments)
     apart, _ = awq.quantize(copy.deepcopy(correlated_model), request, batches)
     for name in request:
         assert np.mean(together[name].q != apart[name].q) < 0.001, name

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgevlm_deploy.errors import DataError, QuantizationError
-from edgevlm_deploy.quantize import awq, capture, fakequant, mbq, quantize, resolve, uniform
+from edgevlm_deploy.quantize import capture, fakequant, layerwise, mbq, quantize, resolve, uniform
 from edgevlm_deploy.recipe import Algorithm, Component, Precision, Quantizer, Scheme
 
 LAYERS = "model.text_model.layers"
@@ -142,5 +142,5 @@ def test_a_model_without_image_tokens(float_model: Any, answered: Any, request_o
 
 
 def test_samples_are_those_of_awq(answered: Any) -> None:
-    lengths = [sample["labels"].shape[1] for sample in awq.chosen(answered)]
+    lengths = [sample["labels"].shape[1] for sample in layerwise.chosen(answered)]
     assert lengths == sorted(lengths)
