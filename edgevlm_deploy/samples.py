@@ -25,9 +25,12 @@ class Samples:
     """Evaluation samples again, on other backgrounds."""
     ood: tuple[datasets.Sample, ...] = ()
     """From another distribution; their answers need not be known."""
+    tuning: tuple[datasets.Sample, ...] = ()
+    """What abstaining is learnt on, where the recipe asks for it: no picture of the evaluation's."""
 
     @property
     def all(self) -> tuple[datasets.Sample, ...]:
+        """Everything that items are made of."""
         return (*self.evaluation, *self.calibration, *self.counterfactuals, *self.ood)
 
 
@@ -68,12 +71,17 @@ def _given(data: Path, calibration: Path | None, images: Path | None, recipe: Re
     """A counterfactual goes with its original: it is judged when that one is."""
     judged, swapped = datasets.separate(datasets.load(data, images))
     if calibration is None:
-        parts = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
+        calibrating, judged = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
     else:
-        parts = datasets.load(calibration, images), judged
-        datasets.check_disjoint(*parts)
-    here = {sample.id for sample in parts[1]}
-    return Samples(*parts, tuple(one for one in swapped if one.counterfactual_of in here))
+        calibrating = datasets.load(calibration, images)
+        datasets.check_disjoint(calibrating, judged)
+    here = {sample.id for sample in judged}
+    return Samples(
+        calibrating,
+        judged,
+        counterfactuals=tuple(one for one in swapped if one.counterfactual_of in here),
+        tuning=calibrating if recipe.abstain else (),
+    )
 
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:
@@ -95,4 +103,5 @@ def _demo(recipe: Recipe, cache: Path) -> Samples:
     return Samples(
         rendered(Split.CALIBRATION, recipe.calibration.samples),
         *datasets.separate(rendered(Split.EVALUATION, asked.clean_items, again)),
+        tuning=rendered(Split.TUNING, recipe.abstain.questions) if recipe.abstain else (),
     )
