@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevlm_deploy import __version__, datasets
 from edgevlm_deploy.artifacts import stage
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.recipe import Recipe
+
+if TYPE_CHECKING:
+    from edgevlm_deploy.demo.scenes import Split
 
 CALIBRATION_SHARE = 0.2
 """Of the pictures in the evaluation data, when no calibration data are given."""
@@ -44,19 +48,22 @@ def gather(
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:
     """Scenes from disjoint seeds. Also what other models are asked when no data are given."""
-    from edgevlm_deploy.demo import dataset
     from edgevlm_deploy.demo.scenes import Split
 
-    def rendered(split: Split, questions: int) -> tuple[datasets.Sample, ...]:
-        pictures = -(-questions // DEMO_QUESTIONS_PER_PICTURE)
-        inputs = {"split": split.name, "pictures": pictures, "version": __version__}
-
-        def render(directory: Path) -> None:
-            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory)
-
-        return datasets.load(stage(cache, "scenes", inputs, render))
-
     return Samples(
-        rendered(Split.CALIBRATION, recipe.calibration.samples),
-        rendered(Split.EVALUATION, recipe.evaluation.clean_items),
+        scenes(Split.CALIBRATION, recipe.calibration.samples, cache),
+        scenes(Split.EVALUATION, recipe.evaluation.clean_items, cache),
     )
+
+
+def scenes(split: Split, questions: int, cache: Path) -> tuple[datasets.Sample, ...]:
+    """At least so many questions about the demo's scenes, rendered once."""
+    from edgevlm_deploy.demo import dataset
+
+    pictures = -(-questions // DEMO_QUESTIONS_PER_PICTURE)
+    inputs = {"split": split.name, "pictures": pictures, "version": __version__}
+
+    def render(directory: Path) -> None:
+        dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory)
+
+    return datasets.load(stage(cache, "scenes", inputs, render))
