@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from edgevlm_deploy.cli import compilation, inspection, listing
+from edgevlm_deploy.cli import compilation, exploration, inspection, listing
 from edgevlm_deploy.cli.application import EPILOG, app
 from edgevlm_deploy.errors import EXIT_INTERRUPTED, EdgeVlmError
 
-__all__ = ["EPILOG", "app", "compilation", "inspection", "listing", "main"]
+__all__ = ["EPILOG", "app", "compilation", "exploration", "inspection", "listing", "main"]
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from edgevlm_deploy.errors import QuantizationError
 from edgevlm_deploy.quantize import QuantizedLinear, QuantizedModel, QuantizedTable, folding
 from edgevlm_deploy.quantize.request import Request
 from edgevlm_deploy.recipe import Algorithm, Scheme
-from edgevlm_deploy.search.space import Candidate, Space
+from edgevlm_deploy.search.space import Block, Candidate, Space
 
 Quantize = Callable[[Request], Path]
 """Quantises as requested; the folder of a QuantizedModel, which is made once."""
@@ -33,6 +33,14 @@ class Assembly:
         self._block_of = {name: block.name for block in space.blocks for name in block.modules}
         self._folded_into = {fold.source: fold.targets[0] for fold in folding.folds(_with_norms(names))}
 
+    def prepare(self) -> None:
+        """Quantise with everything that a candidate can hold."""
+        for block in self._space.blocks:
+            for scheme in block.choices:
+                for algorithm in self._space.algorithms:
+                    if (scheme, algorithm) in block.requests:
+                        self._donor(scheme, algorithm)
+
     def model(self, candidate: Candidate) -> QuantizedModel:
         """Raises QuantizationError when an algorithm changed a float parameter that belongs to no block."""
         table: dict[str, QuantizedLinear] = {}
@@ -43,15 +51,26 @@ class Assembly:
             donor = self._donor(scheme, block.algorithm(scheme, candidate.algorithm))
             table |= {name: donor.table[name] for name in block.modules}
             floats |= {
-                name: value for name, value in donor.float_parameters.items() if self._owner(name) == block.name
+                name: value
+                for name, value in donor.float_parameters.items()
+                if self._owner(name) == block.name
             }
         return QuantizedModel(QuantizedTable(table), floats)
 
-    def only(self, name: str, scheme: Scheme) -> QuantizedModel:
+    def only(self, block: Block, scheme: Scheme) -> QuantizedModel:
         """One block rounded to nearest, everything else as it was."""
         donor = self._donor(scheme, Algorithm.RTN)
-        block = next(one for one in self._space.blocks if one.name == name)
         return QuantizedModel(QuantizedTable({module: donor.table[module] for module in block.modules}))
+
+    def error(self, block: Block, scheme: Scheme, weight_of: Callable[[str], NDArray[np.float32]]) -> float:
+        """‖W − Ŵ‖² / ‖W‖² over the block's modules, rounded to nearest; weight_of gives float32 [N, K]."""
+        donor = self._donor(scheme, Algorithm.RTN)
+        lost = whole = 0.0
+        for name in block.modules:
+            weight = weight_of(name)
+            lost += float(np.square(weight - donor.table[name].dequantize()).sum())
+            whole += float(np.square(weight).sum())
+        return lost / whole if whole else 0.0
 
     def _donor(self, scheme: Scheme, algorithm: Algorithm) -> QuantizedModel:
         """Every block that offers the pair, quantised with it."""

@@ -44,7 +44,7 @@ def _gain(block: Block, measured: Sensitivity, now: Scheme, then: Scheme) -> flo
 def smaller(
     space: Space, sensitivities: Mapping[str, Sensitivity], candidate: Candidate
 ) -> tuple[Candidate, ...]:
-    """Neighbours with one block one scheme smaller; first the one that is predicted to harm least per byte."""
+    """Neighbours with one block one scheme smaller, the one that should harm least per byte first."""
     found = []
     for place, (block, now) in enumerate(zip(space.blocks, candidate.schemes, strict=True)):
         below = [one for one in block.choices if block.sizes[one] < block.sizes[now]]

@@ -18,8 +18,8 @@ WITHOUT_BOUND = 10.0
 class Outlook(Frozen):
     """One gate on one candidate.
 
-    The bound is that of an interval as wide as the verdict's will be, None without one. Positive excess: predicted not to
-    pass, as a share of the limit.
+    The bound is that of an interval as wide as the verdict's will be, None without one. A positive excess
+    is predicted not to pass; it is a share of the limit.
     """
 
     metric: GateName

@@ -32,7 +32,12 @@ def evaluation(recipe: Recipe, share: float) -> Evaluation:
 
 
 def gather(
-    order: Order, own: Path | None, given: Samples, calibrated: CalibrationSet, wanted: Evaluation, cache: Path
+    order: Order,
+    own: Path | None,
+    given: Samples,
+    calibrated: CalibrationSet,
+    wanted: Evaluation,
+    cache: Path,
 ) -> tuple[datasets.Sample, ...]:
     """`own` (--search-data) when given; the demo's scenes of a third split when the demo's data are used;
     else the pictures of the calibration side that calibrate nothing.
@@ -58,9 +63,7 @@ def gather(
     return left
 
 
-def _drawn(
-    calibration: Sequence[datasets.Sample], calibrated: CalibrationSet
-) -> tuple[datasets.Sample, ...]:
+def _drawn(calibration: Sequence[datasets.Sample], calibrated: CalibrationSet) -> tuple[datasets.Sample, ...]:
     """Samples that calibrate."""
     used = {row.sample_id for row in calibrated.rows}
     return tuple(sample for sample in calibration if sample.id in used)

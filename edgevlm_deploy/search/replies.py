@@ -121,7 +121,7 @@ class Examination:
 
 
 def _repeated(said: Answer, logprobs: Any) -> Answer | None:
-    """The reference's answer with the candidate's log-probabilities; None when the candidate parts from it."""
+    """The reference's answer with the candidate's log-probabilities; None when it parts from it."""
     import torch
 
     tokens = torch.tensor(said.token_ids)

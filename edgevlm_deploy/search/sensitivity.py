@@ -1,4 +1,4 @@
-"""Which block minds being quantised: each one alone at its smallest scheme, everything else in floating point.
+"""Which block minds being quantised: each one alone at its smallest scheme, all else in floating point.
 
 A change of the loss says little about answers that flip, so flips and confidence are counted too. The order
 of the search follows KL(reference ‖ candidate), which is what flips come from and needs the fewest items.
@@ -20,7 +20,7 @@ from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.pairs import pair
 from edgevlm_deploy.recipe import Scheme
 from edgevlm_deploy.search.replies import Reply
-from edgevlm_deploy.search.space import Block, Space
+from edgevlm_deploy.search.space import Block
 
 ITEMS = 256
 """Corrupted items that each block is asked, and the clean ones that they are variants of."""
@@ -61,29 +61,34 @@ def some(items: Sequence[Item]) -> tuple[Item, ...]:
 
 
 def measure(
-    space: Space,
+    blocks: Sequence[Block],
     items: Sequence[Item],
     reference: Sequence[Reply],
     ask: Callable[[Block, Scheme], list[Reply]],
     error: Callable[[Block, Scheme], float],
     directory: Path,
     advance: Callable[[int], None],
-) -> tuple[Sensitivity, ...]:
-    """One row per block, kept in `directory` so that a killed run goes on after the last block.
+) -> None:
+    """One file per block in `directory`, so that a killed run goes on after the last block.
 
     ask: replies to `items` with one block quantised. reference: the float model's replies to them.
     """
-    rows = []
-    for number, block in enumerate(space.blocks):
-        path = directory / f"sensitivity-{number:04d}.json"
+    for number, block in enumerate(blocks):
+        path = directory / f"{number:04d}.json"
         if not path.is_file():
             scheme = block.choices[0]
-            errors = {one: error(block, one) for one in block.choices if one is not Scheme.FP16}
+            quantized = [one for one in block.choices if one != Scheme.FP16]
+            errors = {one: error(block, one) for one in quantized}
             row = _row(block, scheme, items, reference, ask(block, scheme), errors)
             write_text_atomic(path, pretty_json(row))
-        rows.append(Sensitivity.model_validate_json(path.read_text()))
         advance(1)
-    return tuple(rows)
+
+
+def load(directory: Path) -> tuple[Sensitivity, ...]:
+    """In the order of the space's blocks."""
+    return tuple(
+        Sensitivity.model_validate_json(path.read_text()) for path in sorted(directory.glob("*.json"))
+    )
 
 
 def _row(

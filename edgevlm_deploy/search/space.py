@@ -69,9 +69,7 @@ def _is_as_fine(one: WeightFormat, other: WeightFormat) -> bool:
     whole = float("inf")
     inputs = [(each.static_activation, each.graph_activation_bits) for each in (one, other)]
     return (
-        inputs[0] == inputs[1]
-        and one.bits >= other.bits
-        and (one.group or whole) <= (other.group or whole)
+        inputs[0] == inputs[1] and one.bits >= other.bits and (one.group or whole) <= (other.group or whole)
     )
 
 
@@ -170,9 +168,7 @@ def build(source: SourceModel, recipe: Recipe, target: Target, algorithms: Seque
 def _matrices(source: SourceModel) -> list[tuple[int, int]]:
     """Shapes of all weight matrices; a tied head is stored once in the checkpoint."""
     tied = source.modules.get(Component.HEAD.value, ()) if source.tied_head else ()
-    return [
-        source.shapes[name] for names in source.modules.values() for name in names if name not in tied
-    ]
+    return [source.shapes[name] for names in source.modules.values() for name in names if name not in tied]
 
 
 def _offered(

@@ -10,7 +10,7 @@ import yaml
 
 from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.plan import resolve
-from edgevlm_deploy.recipe import Algorithm, Component, ModuleOverride, Precision, Recipe, Scheme
+from edgevlm_deploy.recipe import Algorithm, ModuleOverride, Precision, Recipe, Scheme
 from edgevlm_deploy.search.space import Block, Candidate, Space
 from edgevlm_deploy.source import SourceModel
 from edgevlm_deploy.target import Target
@@ -21,7 +21,13 @@ WIDTH = 110
 
 
 def recipe(
-    base: Recipe, name: str, description: str, space: Space, candidate: Candidate, source: SourceModel, target: Target
+    base: Recipe,
+    name: str,
+    description: str,
+    space: Space,
+    candidate: Candidate,
+    source: SourceModel,
+    target: Target,
 ) -> Recipe:
     """`base` with the candidate's precision; everything else stays.
 
@@ -102,7 +108,11 @@ def text(made: Recipe, found_by: str) -> str:
     data = made.model_dump(mode="json", exclude_defaults=True)
     order = [*(key for key in data if key != "gates"), "gates"]
     body = yaml.safe_dump(
-        {key: data[key] for key in order}, sort_keys=False, allow_unicode=True, width=WIDTH, default_flow_style=None
+        {key: data[key] for key in order},
+        sort_keys=False,
+        allow_unicode=True,
+        width=WIDTH,
+        default_flow_style=None,
     )
     comment = "".join(f"# {line}\n" for line in found_by.splitlines())
     return comment + body
