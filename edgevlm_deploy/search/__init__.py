@@ -6,9 +6,11 @@ decide a verdict. What looks best is then compiled, run and judged like any reci
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from edgevlm_deploy import __version__, metrics, quiet, roofline
@@ -140,21 +142,27 @@ def _prove(
         key=lambda one: (one.judged.weight_bytes, one.judged.mean_kl),
     )
 
-    def attempts(of: Sequence[Trial]) -> Iterator[Proof]:
-        return (_proof(order, given, trial, directory, watch) for trial in of)
-
-    best_uniform, tried = first_that_holds(attempts([one for one in passing if one.origin == UNIFORM]))
-    known = {proof.trial: proof for proof in tried}
-    ceiling = min(
-        (one.judged.weight_bytes for one in trials if best_uniform and one.number == best_uniform.trial),
-        default=None,
+    uniforms = (one for one in passing if one.origin == UNIFORM)
+    best_uniform, tried = first_that_holds(
+        _proof(order, given, trial, directory, watch) for trial in uniforms
     )
-    rivals = [
-        one
-        for one in passing
-        if one.number not in known and (ceiling is None or one.judged.weight_bytes < ceiling)
-    ]
-    best, more = first_that_holds(attempts(rivals[:finalists]))
+    judged = {trial.number: trial.judged for trial in trials}
+    ceiling = judged[best_uniform.trial].weight_bytes if best_uniform else math.inf
+    failed = [judged[one.trial].mean_kl for one in tried if not one.holds]
+    known = {one.trial for one in tried}
+
+    def attempts() -> Iterator[Proof]:
+        for trial in passing:
+            # Which flips the search saw is partly luck; the KL of a candidate that failed is not.
+            hopeless = trial.judged.mean_kl >= min(failed, default=math.inf)
+            if trial.number in known or trial.judged.weight_bytes >= ceiling or hopeless:
+                continue
+            proof = _proof(order, given, trial, directory, watch)
+            if not proof.holds:
+                failed.append(trial.judged.mean_kl)
+            yield proof
+
+    best, more = first_that_holds(islice(attempts(), finalists))
     return (*tried, *more), best_uniform, best or best_uniform
 
 
