@@ -137,8 +137,8 @@ def scatter(found: Mapping[str, Any]) -> Scatter | None:
     if not drawn:
         return None
     sizes = [math.log2(one["judged"]["weight_bytes"]) for one, _ in drawn]
-    limit = drawn[0][1]["limit"]
-    bounds = [outlook["bound"] for _, outlook in drawn]
+    limit = float(drawn[0][1]["limit"])
+    bounds = [float(outlook["bound"]) for _, outlook in drawn]
     left, right = min(sizes), max(sizes)
     low, high = min(0.0, *bounds, limit), max(*bounds, limit)
 

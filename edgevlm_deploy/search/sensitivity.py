@@ -77,8 +77,9 @@ def measure(
         path = directory / f"{number:04d}.json"
         if not path.is_file():
             scheme = block.choices[0]
-            quantized = [one for one in block.choices if one != Scheme.FP16]
-            errors = {one: error(block, one) for one in quantized}
+            errors: dict[Scheme, float] = {
+                one: error(block, one) for one in block.choices if one is not Scheme.FP16
+            }
             row = _row(block, scheme, items, reference, ask(block, scheme), errors)
             write_text_atomic(path, pretty_json(row))
         advance(1)

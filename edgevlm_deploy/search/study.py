@@ -8,7 +8,6 @@ sampler is seeded by the number of trials before it: interruptions do not change
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from edgevlm_deploy.search.space import Candidate, Space
 
 _ALGORITHM = "algorithm"
 _RESULT = "result"
-_ORIGIN = "origin"
 
 UNIFORM, LADDER, NEIGHBOUR, SAMPLED = "uniform", "ladder", "neighbour", "sampled"
 
@@ -88,57 +86,63 @@ class Study:
         )
         for abandoned in self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             self._study.tell(abandoned.number, state=optuna.trial.TrialState.FAIL)
+        self._found: dict[Candidate, Trial] = {}
+        for one in self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+            trial = Trial.model_validate_json(one.user_attrs[_RESULT])
+            self._found.setdefault(trial.candidate, trial)
 
     def trials(self) -> tuple[Trial, ...]:
         """Every candidate once, as it was first judged."""
-        complete = self._optuna.trial.TrialState.COMPLETE
-        found: dict[Candidate, Trial] = {}
-        for one in self._study.get_trials(deepcopy=False, states=[complete]):
-            trial = Trial.model_validate_json(one.user_attrs[_RESULT])
-            found.setdefault(trial.candidate, trial)
-        return tuple(found.values())
+        return tuple(self._found.values())
 
     def judged(self, candidate: Candidate, origin: str) -> Judged:
-        """From the file, or by a new trial."""
-        parameters = {
-            block.name: scheme.value
-            for block, scheme in zip(self._space.blocks, candidate.schemes, strict=True)
-        }
-        while True:
-            for trial in self.trials():
-                if trial.candidate == candidate:
-                    return trial.judged
-            self._study.enqueue_trial(
-                {**parameters, _ALGORITHM: candidate.algorithm.value},
-                user_attrs={_ORIGIN: origin},
-                skip_if_exists=True,
+        """From the file, or by a new trial, which is written when it is finished."""
+        if candidate not in self._found:
+            found = self._trial(candidate, origin, self._judge(candidate))
+            parameters = {
+                block.name: scheme.value
+                for block, scheme in zip(self._space.blocks, candidate.schemes, strict=True)
+            }
+            done = self._optuna.trial.create_trial(
+                params={**parameters, _ALGORITHM: candidate.algorithm.value},
+                distributions=self._distributions,
+                value=found.judged.weight_bytes,
+                user_attrs={_RESULT: found.model_dump_json()},
+                constraints=_constraints(found.judged),
             )
-            self.run()  # of one that waited since the search was killed, if there is one
+            self._study.add_trial(done)
+            self._found[candidate] = found
+        return self._found[candidate].judged
 
-    def run(self) -> Judged:
-        """One trial: the first that waits, or else what the sampler proposes."""
-        done = len(self.trials())
+    def run(self) -> None:
+        """One trial that the sampler proposes."""
         self._study.sampler = self._optuna.samplers.TPESampler(
-            seed=self._seed + done, n_startup_trials=0, constraints_func=_constraints
+            seed=self._seed + len(self._found), n_startup_trials=0
         )
         trial = self._study.ask(self._distributions)
         schemes = tuple(Scheme(trial.params[block.name]) for block in self._space.blocks)
         candidate = self._space.canonical(Candidate(Algorithm(trial.params[_ALGORITHM]), schemes))
-        before = {one.candidate: one for one in self.trials()}
-        judged = before[candidate].judged if candidate in before else self._judge(candidate)
-        origin = trial.user_attrs.get(_ORIGIN, SAMPLED)
-        kept = Trial(
-            number=done, origin=origin, algorithm=candidate.algorithm, schemes=schemes, judged=judged
+        known = self._found.get(candidate)
+        found = known or self._trial(candidate, SAMPLED, self._judge(candidate))
+        for name, excess in _constraints(found.judged).items():
+            trial.set_constraint(name, excess)
+        trial.set_user_attr(_RESULT, found.model_dump_json())
+        self._study.tell(trial, found.judged.weight_bytes)
+        self._found[candidate] = found
+
+    def _trial(self, candidate: Candidate, origin: str, judged: Judged) -> Trial:
+        return Trial(
+            number=len(self._found),
+            origin=origin,
+            algorithm=candidate.algorithm,
+            schemes=candidate.schemes,
+            judged=judged,
         )
-        trial.set_user_attr(_RESULT, kept.model_dump_json())
-        self._study.tell(trial, judged.weight_bytes)
-        return judged
 
 
-def _constraints(trial: Any) -> Sequence[float]:
-    """Optuna's: all at most zero is feasible."""
-    gates = json.loads(trial.user_attrs[_RESULT])["judged"]["gates"] if _RESULT in trial.user_attrs else []
-    return [float(gate["excess"]) for gate in gates]
+def _constraints(judged: Judged) -> dict[str, float]:
+    """One per gate; all at most zero is feasible."""
+    return {f"{place} {gate.metric.value}": gate.excess for place, gate in enumerate(judged.gates)}
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:

@@ -1,0 +1,77 @@
+"""From the smallest model upwards, where bytes save the most divergence."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgevlm_deploy.recipe import Algorithm, Scheme
+from edgevlm_deploy.search import ladder
+from edgevlm_deploy.search.sensitivity import Sensitivity
+from edgevlm_deploy.search.space import Block, Space
+
+
+def sensitivity(block: Block, kl: float) -> Sensitivity:
+    errors = {
+        one: 4.0 ** -block.bits(one) * (1 + block.choices.index(one)) ** -0.5
+        for one in block.choices
+        if one is not Scheme.FP16
+    }
+    return Sensitivity(
+        block=block.name,
+        scheme=block.choices[0],
+        kl=kl,
+        divergence_rate=0.0,
+        corrupted_divergence_rate=0.0,
+        negative_flip_rate=0.0,
+        confidence_change=0.0,
+        ece_increase=None,
+        weight_error=errors,
+    )
+
+
+@pytest.fixture
+def measured(choices: Space) -> dict[str, Sensitivity]:
+    return {
+        block.name: sensitivity(block, 0.5 if "vision" in block.name else 0.01) for block in choices.blocks
+    }
+
+
+def test_rungs_grow_from_the_smallest_to_fp16(choices: Space, measured: dict[str, Sensitivity]) -> None:
+    rungs = ladder.rungs(choices, measured, Algorithm.GPTQ)
+    sizes = [choices.weight_bytes(one) for one in rungs]
+    assert sizes == sorted(set(sizes))
+    assert rungs[0].schemes == tuple(block.choices[0] for block in choices.blocks)
+    assert set(rungs[-1].schemes) == {Scheme.FP16} and rungs[-1].algorithm is Algorithm.RTN
+
+
+def test_the_most_sensitive_blocks_grow_first(choices: Space, measured: dict[str, Sensitivity]) -> None:
+    first = ladder.rungs(choices, measured, Algorithm.RTN)[10]
+    for block, scheme in zip(choices.blocks, first.schemes, strict=True):
+        if "vision" in block.name:
+            assert block.bits(scheme) == 8
+        else:
+            assert scheme is block.choices[0]
+
+
+def test_the_kl_of_another_scheme_follows_the_weight_error(choices: Space) -> None:
+    block = choices.blocks[0]
+    row = sensitivity(block, 0.5)
+    assert row.predicted_kl(block.choices[0]) == 0.5
+    assert row.predicted_kl(Scheme.W8A16) < 0.5 / 256
+    assert row.predicted_kl(Scheme.FP16) == 0.0
+
+
+def test_neighbours_are_one_block_smaller(choices: Space, measured: dict[str, Sensitivity]) -> None:
+    start = choices.uniform(Scheme.W4A16_G32, Algorithm.RTN)
+    found = ladder.smaller(choices, measured, start)
+    # The embedding has nothing below eight bits.
+    assert len(found) == len(choices.blocks) - 1
+    for one in found:
+        assert choices.weight_bytes(one) < choices.weight_bytes(start)
+        assert sum(a != b for a, b in zip(one.schemes, start.schemes, strict=True)) == 1
+    changed = next(
+        block.name
+        for block, a, b in zip(choices.blocks, found[0].schemes, start.schemes, strict=True)
+        if a is not b
+    )
+    assert "vision" not in changed
