@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.report.html import content_policy, environment, inline
@@ -47,7 +49,7 @@ class Scatter:
 
 def render(found: Mapping[str, Any], out: Path) -> None:
     """Write the page to `out`; `found` is `search.Found.to_json()`."""
-    style, script = inline("style.css"), ""
+    style, script = Markup("\n").join([inline("style.css"), inline("frontier.css")]), Markup("")
     page = (
         environment()
         .get_template("frontier.html.j2")
@@ -189,9 +191,10 @@ def _step(rough: float) -> float:
 
 
 def _sizes(low: float, high: float) -> Sequence[float]:
-    """Four to six round numbers between."""
-    step = _step((high - low) / 5)
-    return [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)] or [low]
+    """Round numbers between, about evenly spaced on a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    return [tick for power in powers for step in steps if low <= (tick := step * 10.0**power) <= high]
 
 
 @dataclass(frozen=True)
