@@ -21,6 +21,7 @@ COMMANDS = (
     "inspect",
     "report",
     "diff",
+    "search",
     "lint",
 )
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgevlm_deploy.cli.application import AsJson, app, show
 from edgevlm_deploy.errors import EXIT_GATES_FAILED, EXIT_PASSED
 
-
-class Searched(str, Enum):
-    """Algorithms besides rounding to nearest: values of `recipe.Algorithm`, which is imported later."""
-
-    GPTQ = "gptq"
-    AWQ = "awq"
-    SMOOTHQUANT = "smoothquant"
+if TYPE_CHECKING:
+    from edgevlm_deploy.recipe import Algorithm
 
 
 @app.command(epilog="Example: edgevlm search demo --target host-cpu --recipe default --trials 60")
@@ -55,8 +49,8 @@ def search(
         int, typer.Option(help="Compile at most so many that are smaller than the best uniform.", min=1)
     ] = 4,
     algorithm: Annotated[
-        list[Searched] | None,
-        typer.Option(help="Besides rtn; those that the recipe names by default. May be given again."),
+        list[str] | None,
+        typer.Option(help="Besides rtn, e.g. gptq; by default those of the recipe. May be given again."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the result, bundles and finished stages.")] = Path(
@@ -68,7 +62,6 @@ def search(
     from edgevlm_deploy import pipeline
     from edgevlm_deploy import search as searching
     from edgevlm_deploy.progress import Progress
-    from edgevlm_deploy.recipe import Algorithm
     from edgevlm_deploy.report import frontier
 
     order = pipeline.Order(
@@ -87,7 +80,7 @@ def search(
         minutes=budget,
         share=share,
         finalists=finalists,
-        algorithms=tuple(Algorithm(one.value) for one in algorithm or ()),
+        algorithms=tuple(_algorithm(one) for one in algorithm or ()),
         seed=seed,
         questions=search_data,
     )
@@ -95,3 +88,13 @@ def search(
         found = searching.search(order, settings, progress)
     show(found.to_json(), as_json, frontier.text(found.to_json(), out / f"search-{order.name}"))
     raise typer.Exit(EXIT_GATES_FAILED if found.winner is None else EXIT_PASSED)
+
+
+def _algorithm(name: str) -> Algorithm:
+    from edgevlm_deploy.recipe import Algorithm
+
+    try:
+        return Algorithm(name)
+    except ValueError:
+        known = ", ".join(one.value for one in Algorithm)
+        raise typer.BadParameter(f"{name!r}: expected one of {known}.", param_hint="--algorithm") from None
