@@ -45,9 +45,7 @@ def search(
     share: Annotated[
         float, typer.Option(help="Items per candidate, as a share of the recipe's.", min=0.01, max=1.0)
     ] = 0.5,
-    finalists: Annotated[
-        int, typer.Option(help="Compile at most so many that are smaller than the best uniform.", min=1)
-    ] = 4,
+    finalists: Annotated[int, typer.Option(help="Compile at most so many mixtures.", min=1)] = 4,
     algorithm: Annotated[
         list[str] | None,
         typer.Option(help="Besides rtn, e.g. gptq; by default those of the recipe. May be given again."),

@@ -6,7 +6,6 @@ decide a verdict. What looks best is then compiled, run and judged like any reci
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from edgevlm_deploy.pipeline import Order
 from edgevlm_deploy.pipeline.job import prepare
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.recipe import Algorithm, Component, GateName
-from edgevlm_deploy.search import inputs, ladder, outlook, space, study, winner
+from edgevlm_deploy.search import inputs, ladder, outlook, space, study
+from edgevlm_deploy.search import winner as recipes
 from edgevlm_deploy.search.front import front
 from edgevlm_deploy.search.inputs import Inputs
 from edgevlm_deploy.search.proof import Proof, first_that_holds, prove
@@ -40,7 +40,7 @@ class Settings:
     share: float = 0.5
     """Items that a candidate is asked over items of the recipe's evaluation."""
     finalists: int = 4
-    """At most so many candidates smaller than the best uniform one are compiled."""
+    """At most so many mixtures are compiled."""
     algorithms: tuple[Algorithm, ...] = ()
     """Besides rounding to nearest; empty: those that the recipe names."""
     seed: int = 0
@@ -136,34 +136,36 @@ def _judge(given: Inputs, candidate: Candidate) -> Judged:
 def _prove(
     order: Order, given: Inputs, trials: Sequence[Trial], finalists: int, directory: Path, watch: Watcher
 ) -> tuple[tuple[Proof, ...], Proof | None, Proof | None]:
-    """(all proofs, best uniform, winner): the smallest that hold when they are really compiled."""
-    passing = sorted(
-        (one for one in trials if one.judged.passes),
-        key=lambda one: (one.judged.weight_bytes, one.judged.mean_kl),
-    )
+    """(all proofs, best uniform, winner): the smallest that hold when they are really compiled.
 
-    uniforms = (one for one in passing if one.origin == UNIFORM)
-    best_uniform, tried = first_that_holds(
-        _proof(order, given, trial, directory, watch) for trial in uniforms
-    )
-    judged = {trial.number: trial.judged for trial in trials}
-    ceiling = judged[best_uniform.trial].weight_bytes if best_uniform else math.inf
-    failed = [judged[one.trial].mean_kl for one in tried if not one.holds]
-    known = {one.trial for one in tried}
+    Uniform precision is what the winner is compared with, so each that may pass gets its chance.
+    """
+    smallest = sorted(trials, key=lambda one: (one.judged.weight_bytes, one.judged.worst_excess))
+    made: dict[int, Proof] = {}
 
-    def attempts() -> Iterator[Proof]:
-        for trial in passing:
-            # Which flips the search saw is partly luck; the KL of a candidate that failed is not.
-            hopeless = trial.judged.mean_kl >= min(failed, default=math.inf)
-            if trial.number in known or trial.judged.weight_bytes >= ceiling or hopeless:
-                continue
-            proof = _proof(order, given, trial, directory, watch)
-            if not proof.holds:
-                failed.append(trial.judged.mean_kl)
-            yield proof
+    def proved(trial: Trial) -> Proof:
+        if trial.number not in made:
+            made[trial.number] = _proof(order, given, trial, directory, watch)
+        return made[trial.number]
 
-    best, more = first_that_holds(islice(attempts(), finalists))
-    return (*tried, *more), best_uniform, best or best_uniform
+    def mixtures() -> Iterator[Proof]:
+        too_optimistic = 0.0
+        for trial in smallest:
+            excess = trial.judged.worst_excess
+            # Predictions as good as one that did not come true are not worth another compilation.
+            if trial.origin != UNIFORM and (excess < too_optimistic or excess == too_optimistic == 0.0):
+                proof = proved(trial)
+                if not proof.holds:
+                    too_optimistic = min(too_optimistic, excess)
+                yield proof
+
+    best, _ = first_that_holds(islice(mixtures(), finalists))
+    uniforms = (proved(one) for one in smallest if one.origin == UNIFORM and one.judged.may_pass)
+    best_uniform, _ = first_that_holds(uniforms)
+    sizes = {trial.number: trial.judged.weight_bytes for trial in trials}
+    holding = [one for one in (best, best_uniform) if one is not None]
+    winner = min(holding, key=lambda one: sizes[one.trial], default=None)
+    return tuple(made.values()), best_uniform, winner
 
 
 def _proof(order: Order, given: Inputs, trial: Trial, directory: Path, watch: Watcher) -> Proof:
@@ -171,13 +173,14 @@ def _proof(order: Order, given: Inputs, trial: Trial, directory: Path, watch: Wa
     base = job.plan.recipe
     name = f"{base.name}-{trial.number}"
     description = f"Mixed precision found for {job.plan.target.name}: candidate {trial.number}."
-    made = winner.recipe(base, name, description, given.space, trial.candidate, job.source, job.plan.target)
+    made = recipes.recipe(base, name, description, given.space, trial.candidate, job.source, job.plan.target)
     command = f"edgevlm search {job.source.name} --target {job.plan.target.name} --recipe {base.name}"
     found_by = (
         f"Found by `{command}` (edgevlm {__version__}): {trial.judged.weight_bytes:,} bytes of weights, "
         f"origin {trial.origin}."
     )
-    return prove(order, made, directory / "recipes" / f"{name}.yaml", found_by, trial.number, watch)
+    path = directory / "recipes" / f"{name}.yaml"
+    return prove(order, made, path, found_by, trial.number, given.digest, watch)
 
 
 def _write(found: Found, directory: Path) -> None:

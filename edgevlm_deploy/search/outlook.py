@@ -26,6 +26,8 @@ class Outlook(Frozen):
     value: float
     bound: float | None
     limit: float
+    is_inside: bool = True
+    """Whether the value itself keeps the limit."""
     excess: float
 
 
@@ -55,4 +57,11 @@ def _outlook(gate: Gate, value: float, bound: float | None) -> Outlook:
     excess = WITHOUT_BOUND
     if bound is not None:
         excess = (bound - limit if gate.max is not None else limit - bound) / max(abs(limit), FLOOR)
-    return Outlook(metric=gate.metric, value=value, bound=bound, limit=limit, excess=excess)
+    return Outlook(
+        metric=gate.metric,
+        value=value,
+        bound=bound,
+        limit=limit,
+        is_inside=value <= limit if gate.max is not None else value >= limit,
+        excess=excess,
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_deploy import pipeline, validation
-from edgevlm_deploy.artifacts import write_text_atomic
+from edgevlm_deploy.artifacts import digest, pretty_json, write_text_atomic
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.pipeline import Order
 from edgevlm_deploy.progress import Watcher
@@ -36,14 +36,25 @@ class Proof(Frozen):
     """Gates that did not pass."""
 
 
-def prove(order: Order, recipe: Recipe, path: Path, found_by: str, trial: int, watch: Watcher) -> Proof:
-    """Write the recipe to `path`, compile it into `order.out`, run, judge and seal the bundle."""
+def prove(
+    order: Order, recipe: Recipe, path: Path, found_by: str, trial: int, identity: str, watch: Watcher
+) -> Proof:
+    """Write the recipe to `path`, compile it into `order.out`, run, judge and seal the bundle.
+
+    The outcome is kept beside the recipe under the digest of `identity` (what the search was about) and the
+    recipe, so that a killed search does not prove it again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    kept = path.with_name(f"{path.stem}-{digest([identity, recipe])[:16]}.json")
+    if kept.is_file():
+        before = Proof.model_validate_json(kept.read_text(encoding="utf-8"))
+        if Path(before.bundle).exists():
+            return before
     write_text_atomic(path, winner.text(recipe, found_by))
     wanted = dataclasses.replace(order, recipe=str(path))
     bundle = pipeline.compile(wanted, watch)
     done = validation.validate(bundle, False, watch, emulate=pipeline.needs_emulation(wanted))
-    return Proof(
+    proof = Proof(
         trial=trial,
         recipe=str(path),
         bundle=str(bundle),
@@ -58,6 +69,8 @@ def prove(order: Order, recipe: Recipe, path: Path, found_by: str, trial: int, w
             gate.metric.value for gate in done.verdict.gates if gate.outcome is not Outcome.PASS
         ),
     )
+    write_text_atomic(kept, pretty_json(proof))
+    return proof
 
 
 def _holds(verdict: Verdict, emulated: bool) -> bool:

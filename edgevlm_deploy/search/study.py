@@ -41,7 +41,17 @@ class Judged(Frozen):
     @property
     def passes(self) -> bool:
         """Predicted; a gate that only a device decides is not among `gates`."""
-        return all(gate.excess <= 0 for gate in self.gates)
+        return self.worst_excess <= 0
+
+    @property
+    def worst_excess(self) -> float:
+        """Of all gates; 0 without any."""
+        return max((gate.excess for gate in self.gates), default=0.0)
+
+    @property
+    def may_pass(self) -> bool:
+        """No value is outside of its limit, whatever the intervals."""
+        return all(gate.is_inside for gate in self.gates)
 
 
 class Trial(Frozen):
