@@ -18,7 +18,7 @@ from edgevlm_deploy.report.quantity import MISSING, TITLES, UNITS, Unit, quantit
 
 WIDTH, HEIGHT = 760.0, 340.0
 BAR = 260.0
-MINIMUM_KL = 1e-7
+SMALLEST_SHIFT = 1e-7
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ class Bar:
 
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> tuple[Bar, ...]:
-    """One per block; the length is its share of the largest KL."""
-    most = max([MINIMUM_KL, *(row["kl"] for row in rows)])
-    return tuple(Bar(row, round(max(row["kl"], 0.0) / most * BAR, 1)) for row in rows)
+    """One per block; the length is its share of the largest shift."""
+    most = max([SMALLEST_SHIFT, *(row["shift"] for row in rows)])
+    return tuple(Bar(row, round(row["shift"] / most * BAR, 1)) for row in rows)
 
 
 def _outlook(trial: Mapping[str, Any], gate: GateName) -> Mapping[str, Any] | None:

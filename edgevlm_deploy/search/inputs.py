@@ -125,4 +125,5 @@ def sensitivities(inputs: Inputs) -> tuple[Sensitivity, ...]:
     inputs.job.watch.begin("Sensitivity", len(inputs.space.blocks))
     # Without the gates: what a block does to answers does not depend on them.
     depends = {key: value for key, value in inputs.identity.items() if key not in ("gates", "algorithms")}
+    depends["asked"] = len(some)
     return sensitivity.load(stage(inputs.job.cache, "sensitivity", depends, run, resumable=True))

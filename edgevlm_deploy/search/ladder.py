@@ -1,7 +1,7 @@
 """Candidates from the smallest upwards: each rung spends its bytes where they save the most divergence.
 
 Blocks are taken to harm independently of each other, so the best rungs are found greedily: of all blocks and
-larger schemes, the step that lowers the predicted KL by the most per byte comes next. That is the convex
+larger schemes, the step that lowers the predicted harm by the most per byte comes next. That is the convex
 hull of what a knapsack over all combinations would give.
 """
 
@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from edgevlm_deploy.recipe import Algorithm, Scheme
 from edgevlm_deploy.search.sensitivity import Sensitivity
 from edgevlm_deploy.search.space import Block, Candidate, Space
+
+STEPS = (0.02, 0.01, 0.005)
+"""Shares of the bytes by which a passing candidate is made smaller."""
 
 
 def rungs(
@@ -36,21 +39,34 @@ def rungs(
 
 
 def _gain(block: Block, measured: Sensitivity, now: Scheme, then: Scheme) -> float:
-    """Nats saved per byte."""
-    saved = measured.predicted_kl(now) - measured.predicted_kl(then)
+    """Harm avoided per byte."""
+    saved = measured.harm(now) - measured.harm(then)
     return saved / (block.sizes[then] - block.sizes[now])
 
 
 def smaller(
     space: Space, sensitivities: Mapping[str, Sensitivity], candidate: Candidate
 ) -> tuple[Candidate, ...]:
-    """Neighbours with one block one scheme smaller, the one that should harm least per byte first."""
-    found = []
-    for place, (block, now) in enumerate(zip(space.blocks, candidate.schemes, strict=True)):
-        below = [one for one in block.choices if block.sizes[one] < block.sizes[now]]
-        if below:
-            then = below[-1]
-            schemes = (*candidate.schemes[:place], then, *candidate.schemes[place + 1 :])
-            harm = _gain(block, sensitivities[block.name], then, now)
-            found.append((harm, place, space.canonical(Candidate(candidate.algorithm, schemes))))
-    return tuple(one for _, _, one in sorted(found, key=lambda row: row[:2]))
+    """Candidates that take each of STEPS off the bytes, where it should harm least; the boldest first."""
+    found = [_descended(space, sensitivities, candidate, share) for share in STEPS]
+    return tuple(dict.fromkeys(one for one in found if one is not None))
+
+
+def _descended(
+    space: Space, sensitivities: Mapping[str, Sensitivity], candidate: Candidate, share: float
+) -> Candidate | None:
+    """None when nothing more can be taken off."""
+    current, wanted = list(candidate.schemes), share * space.weight_bytes(candidate)
+    while wanted > 0:
+        steps = [
+            (_gain(block, sensitivities[block.name], below, current[place]), place, below)
+            for place, block in enumerate(space.blocks)
+            for below in block.choices
+            if block.sizes[below] < block.sizes[current[place]]
+        ]
+        if not steps:
+            return None
+        _, place, below = min(steps, key=lambda step: (step[0], step[1]))
+        wanted -= space.blocks[place].sizes[current[place]] - space.blocks[place].sizes[below]
+        current[place] = below
+    return space.canonical(Candidate(candidate.algorithm, tuple(current)))

@@ -32,6 +32,8 @@ class Reply:
     answer: Answer
     kl: float
     """Mean over the reference's tokens of KL(reference ‖ candidate), in nats, teacher forced."""
+    shift: float
+    """The same mean of the total variation distance: the probability that changed hands, 0 … 1."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Examination:
             for question, logprobs in zip(batch, self._forced(model, batch), strict=True):
                 name = question.item.id
                 answer = _repeated(self.answers[name], logprobs)
-                found[name] = Reply(answer or self.answers[name], _kl(self._likely[name], logprobs))
+                kl, shift = _distances(self._likely[name], logprobs)
+                found[name] = Reply(answer or self.answers[name], kl, shift)
                 if answer is None:
                     parted.append(question)
             if parted:
@@ -131,13 +134,14 @@ def _repeated(said: Answer, logprobs: Any) -> Answer | None:
     return dataclasses.replace(said, token_logprobs=tuple(own.tolist()))
 
 
-def _kl(likely: _Likely, logprobs: Any) -> float:
-    """KL over the kept tokens and the rest as one more; never above the KL over all tokens."""
+def _distances(likely: _Likely, logprobs: Any) -> tuple[float, float]:
+    """(KL, total variation) over the kept tokens and the rest as one more; never above those over all."""
     import torch
 
     p, q = (
         torch.cat([kept, (1 - kept.sum(-1, keepdim=True)).clamp(min=1e-9)], -1)
         for kept in (likely.logprobs.double().exp(), logprobs.gather(-1, likely.ids).double().exp())
     )
+    shift = float((p - q).abs().sum(-1).mean()) / 2
     p, q = p.clamp(min=1e-12), q.clamp(min=1e-12)
-    return max(0.0, float((p * (p / q).log()).sum(-1).mean()))
+    return max(0.0, float((p * (p / q).log()).sum(-1).mean())), shift

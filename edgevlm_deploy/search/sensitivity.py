@@ -1,7 +1,8 @@
 """Which block minds being quantised: each one alone at its smallest scheme, all else in floating point.
 
 A change of the loss says little about answers that flip, so flips and confidence are counted too. The order
-of the search follows KL(reference ‖ candidate), which is what flips come from and needs the fewest items.
+of the search follows the shift, the total variation distance between the distributions of the next token: it
+bounds how often two samplers differ, and one odd item cannot outweigh all others as in a mean of KL.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edgevlm_deploy.recipe import Scheme
 from edgevlm_deploy.search.replies import Reply
 from edgevlm_deploy.search.space import Block
 
-ITEMS = 256
+ITEMS = 128
 """Corrupted items that each block is asked, and the clean ones that they are variants of."""
 
 
@@ -33,6 +34,8 @@ class Sensitivity(Frozen):
     scheme: Scheme
     kl: float
     """Mean KL(reference ‖ candidate) per token of the reference's answers, in nats."""
+    shift: float
+    """Mean total variation distance per token, 0 … 1."""
     divergence_rate: float
     corrupted_divergence_rate: float
     negative_flip_rate: float
@@ -43,11 +46,14 @@ class Sensitivity(Frozen):
     weight_error: dict[Scheme, float]
     """‖W − Ŵ‖² / ‖W‖² over the block's modules, for every scheme rounded to nearest."""
 
-    def predicted_kl(self, scheme: Scheme) -> float:
-        """KL at another scheme. It grows with the square of the error, to second order; fp16 has none."""
+    def harm(self, scheme: Scheme) -> float:
+        """Square of the shift at another scheme; fp16 has none.
+
+        Small shifts grow with the error of the weights, and shifts of independent errors add in squares.
+        """
         if scheme is Scheme.FP16 or not self.weight_error.get(self.scheme):
             return 0.0
-        return self.kl * self.weight_error[scheme] / self.weight_error[self.scheme]
+        return self.shift**2 * self.weight_error[scheme] / self.weight_error[self.scheme]
 
 
 def some(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -113,6 +119,7 @@ def _row(
         block=block.name,
         scheme=scheme,
         kl=float(np.mean([one.kl for one in replies])),
+        shift=float(np.mean([one.shift for one in replies])),
         divergence_rate=_mean(pairs.diverged[clean]),
         corrupted_divergence_rate=_mean(pairs.diverged[~clean]),
         negative_flip_rate=_mean([kind is Flip.NEGATIVE for kind in pairs.flips]),

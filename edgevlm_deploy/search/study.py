@@ -217,8 +217,8 @@ def _bisect(study: Study, ladder: Sequence[Candidate]) -> Iterator[None]:
 
 
 def _better_algorithm(trials: Sequence[Trial]) -> Algorithm:
-    """The one whose smallest uniform candidate diverges least."""
+    """The one whose smallest uniform candidate is nearest to passing."""
     uniform = [one for one in trials if one.origin == UNIFORM]
     smallest = min(one.judged.weight_bytes for one in uniform)
     rivals = [one for one in uniform if one.judged.weight_bytes == smallest]
-    return min(rivals, key=lambda one: one.judged.mean_kl).algorithm
+    return min(rivals, key=lambda one: (one.judged.worst_excess, one.judged.mean_kl)).algorithm

@@ -57,6 +57,7 @@ def found() -> dict[str, Any]:
         "block": "lm_head",
         "scheme": "w4a16_g128",
         "kl": 0.001,
+        "shift": 0.004,
         "divergence_rate": 0.0,
         "corrupted_divergence_rate": 0.01,
         "negative_flip_rate": 0.0,

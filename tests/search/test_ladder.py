@@ -7,10 +7,10 @@ import pytest
 from edgevlm_deploy.recipe import Algorithm, Scheme
 from edgevlm_deploy.search import ladder
 from edgevlm_deploy.search.sensitivity import Sensitivity
-from edgevlm_deploy.search.space import Block, Space
+from edgevlm_deploy.search.space import Block, Candidate, Space
 
 
-def sensitivity(block: Block, kl: float) -> Sensitivity:
+def sensitivity(block: Block, shift: float) -> Sensitivity:
     errors = {
         one: 4.0 ** -block.bits(one) * (1 + block.choices.index(one)) ** -0.5
         for one in block.choices
@@ -19,7 +19,8 @@ def sensitivity(block: Block, kl: float) -> Sensitivity:
     return Sensitivity(
         block=block.name,
         scheme=block.choices[0],
-        kl=kl,
+        kl=shift,
+        shift=shift,
         divergence_rate=0.0,
         corrupted_divergence_rate=0.0,
         negative_flip_rate=0.0,
@@ -50,25 +51,31 @@ def test_the_most_sensitive_blocks_grow_first(choices: Space, measured: dict[str
         assert "vision" in block.name or scheme is block.choices[0]
 
 
-def test_the_kl_of_another_scheme_follows_the_weight_error(choices: Space) -> None:
+def test_the_harm_of_another_scheme_follows_the_weight_error(choices: Space) -> None:
     block = choices.blocks[0]
     row = sensitivity(block, 0.5)
-    assert row.predicted_kl(block.choices[0]) == 0.5
-    assert row.predicted_kl(Scheme.W8A16) < 0.5 / 256
-    assert row.predicted_kl(Scheme.FP16) == 0.0
+    assert row.harm(block.choices[0]) == 0.25
+    assert row.harm(Scheme.W8A16) < 0.25 / 256
+    assert row.harm(Scheme.FP16) == 0.0
 
 
-def test_neighbours_are_one_block_smaller(choices: Space, measured: dict[str, Sensitivity]) -> None:
+def test_neighbours_take_a_share_off_where_it_harms_least(
+    choices: Space, measured: dict[str, Sensitivity]
+) -> None:
     start = choices.uniform(Scheme.W4A16_G32, Algorithm.RTN)
     found = ladder.smaller(choices, measured, start)
-    # The embedding has nothing below eight bits.
-    assert len(found) == len(choices.blocks) - 1
-    for one in found:
-        assert choices.weight_bytes(one) < choices.weight_bytes(start)
-        assert sum(a != b for a, b in zip(one.schemes, start.schemes, strict=True)) == 1
-    changed = next(
+    sizes = [choices.weight_bytes(one) / choices.weight_bytes(start) for one in found]
+    assert len(found) == len(ladder.STEPS) and sizes == sorted(sizes)
+    for size, share in zip(sizes, ladder.STEPS, strict=True):
+        assert size <= 1 - share
+    changed = [
         block.name
-        for block, a, b in zip(choices.blocks, found[0].schemes, start.schemes, strict=True)
+        for block, a, b in zip(choices.blocks, found[-1].schemes, start.schemes, strict=True)
         if a is not b
-    )
-    assert "vision" not in changed
+    ]
+    assert changed and not any("vision" in name for name in changed)
+
+
+def test_below_the_smallest_there_is_nothing(choices: Space, measured: dict[str, Sensitivity]) -> None:
+    smallest = Candidate(Algorithm.RTN, tuple(block.choices[0] for block in choices.blocks))
+    assert ladder.smaller(choices, measured, smallest) == ()

@@ -114,3 +114,4 @@ def test_a_second_search_judges_only_what_is_new(
     again = search.search(order, Settings(trials=4, share=1.0), Silent())
     assert again.trials[:3] == found.trials
     assert len(judged) == len(again.trials) - 3 == 1
+    assert again.proofs == found.proofs, "kept, not compiled again"
