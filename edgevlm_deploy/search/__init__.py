@@ -7,7 +7,7 @@ decide a verdict. What looks best is then compiled, run and judged like any reci
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -136,10 +136,7 @@ def _judge(given: Inputs, candidate: Candidate) -> Judged:
 def _prove(
     order: Order, given: Inputs, trials: Sequence[Trial], finalists: int, directory: Path, watch: Watcher
 ) -> tuple[tuple[Proof, ...], Proof | None, Proof | None]:
-    """(all proofs, best uniform, winner): the smallest that hold when they are really compiled.
-
-    Uniform precision is what the winner is compared with, so each that may pass gets its chance.
-    """
+    """(all proofs, best uniform, winner): the smallest that hold when they are really compiled."""
     smallest = sorted(trials, key=lambda one: (one.judged.weight_bytes, one.judged.worst_excess))
     made: dict[int, Proof] = {}
 
@@ -160,12 +157,35 @@ def _prove(
                 yield proof
 
     best, _ = first_that_holds(islice(mixtures(), finalists))
-    uniforms = (proved(one) for one in smallest if one.origin == UNIFORM and one.judged.may_pass)
-    best_uniform, _ = first_that_holds(uniforms)
+    best_uniform = _best_uniform([one for one in smallest if one.origin == UNIFORM], proved)
     sizes = {trial.number: trial.judged.weight_bytes for trial in trials}
     holding = [one for one in (best, best_uniform) if one is not None]
     winner = min(holding, key=lambda one: sizes[one.trial], default=None)
     return tuple(made.values()), best_uniform, winner
+
+
+def _best_uniform(uniforms: Sequence[Trial], proved: Callable[[Trial], Proof]) -> Proof | None:
+    """What the winner is compared with. `uniforms` are in growing size.
+
+    From the smallest that is predicted to pass downwards, as long as one of a size holds: predictions rest on
+    few items, and a precision that is predicted to just fail gets its chance. Upwards when none does.
+    """
+    sizes = list(dict.fromkeys(one.judged.weight_bytes for one in uniforms))
+    first = next((one.judged.weight_bytes for one in uniforms if one.judged.passes), None)
+    if first is None:
+        return None
+
+    def held(size: int) -> Proof | None:
+        hopeful = (one for one in uniforms if one.judged.weight_bytes == size and one.judged.may_pass)
+        return first_that_holds(proved(one) for one in hopeful)[0]
+
+    best: Proof | None = None
+    for size in reversed(sizes[: sizes.index(first)]):
+        found = held(size)
+        if found is None:
+            break
+        best = found
+    return best or next((proof for size in sizes[sizes.index(first) :] if (proof := held(size))), None)
 
 
 def _proof(order: Order, given: Inputs, trial: Trial, directory: Path, watch: Watcher) -> Proof:
