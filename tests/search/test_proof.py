@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from search_proofs import proof
 
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.search.proof import Proof, _holds, first_that_holds
@@ -48,22 +49,6 @@ def test_only_gates_of_an_absent_device_may_stay_open(
     outcomes: tuple[Outcome, ...], emulated: bool, holds: bool
 ) -> None:
     assert _holds(verdict(*outcomes), emulated) is holds
-
-
-def proof(trial: int, holds: bool) -> Proof:
-    return Proof(
-        trial=trial,
-        recipe="",
-        bundle="",
-        outcome=Outcome.PASS if holds else Outcome.INCONCLUSIVE,
-        sealed=holds,
-        holds=holds,
-        bundle_bytes=1,
-        latency_ms_p95=None,
-        peak_rss_bytes=None,
-        estimates={},
-        open_gates=(),
-    )
 
 
 def test_attempts_end_with_the_first_that_holds() -> None:
