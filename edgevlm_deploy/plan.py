@@ -12,7 +12,6 @@ from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.quantize.request import Request
 from edgevlm_deploy.quantize.request import resolve as resolve_precision
 from edgevlm_deploy.recipe import Gate, GateName, Recipe, Scheme
-from edgevlm_deploy.source.model import Architecture
 from edgevlm_deploy.target import Target
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
@@ -60,11 +59,12 @@ def resolve(
     recipe: Recipe,
     target: Target,
     modules: Mapping[str, Sequence[str]],
-    architecture: Architecture | None = None,
+    architecture: object | None = None,
 ) -> Plan:
     """Bring a recipe, a target and a model together.
 
-    modules: component → names of its weight matrices; architecture: the model's numbers, where known.
+    modules: component → names of its weight matrices
+    architecture: `source.Architecture` or another kind's, where known
 
     Raises PlanError that lists everything that does not fit.
     """
