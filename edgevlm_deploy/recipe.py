@@ -42,6 +42,9 @@ class Algorithm(str, Enum):
     GPTQ = "gptq"
     AWQ = "awq"
     SMOOTHQUANT = "smoothquant"
+    HQQ = "hqq"
+    MBQ = "mbq"
+    AUTOROUND = "autoround"
 
 
 class Quantizer(str, Enum):
@@ -189,12 +192,66 @@ class Mixture(Frozen):
         return self
 
 
+class ObserverName(str, Enum):
+    """How much of an activation's range 8 bits cover; see `quantize.observers`."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+    ENTROPY = "entropy"
+
+
+class Composition(str, Enum):
+    """Which part of a calibration sample the model is shown."""
+
+    MIXED = "mixed"
+    """Picture, question and answer, as in use."""
+    TEXT_ONLY = "text_only"
+    """Question and answer without the picture: the vision encoder sees nothing."""
+    IMAGE_ONLY = "image_only"
+    """The picture without question and answer."""
+
+
 class Calibration(Frozen):
     samples: Annotated[int, Field(ge=1, le=4096)] = 128
     seed: int = 0
     mixture: Mixture = Mixture()
     modality_balanced: bool = True
     """Draw evenly over kinds of question (`group`), so that no modality or task dominates the ranges."""
+    composition: Composition = Composition.MIXED
+    observer: ObserverName = ObserverName.MINMAX
+    """From the values of an activation to its calibrated range."""
+
+    @model_validator(mode="after")
+    def _text_has_no_pictures_to_mix(self) -> Calibration:
+        if self.composition is Composition.TEXT_ONLY and self.mixture.clean < 1:
+            raise ValueError("composition text_only shows no pictures; leave `mixture` out")
+        return self
+
+
+class ReductionMethod(str, Enum):
+    """How image tokens are taken away."""
+
+    FASTV = "fastv"
+    VISIONZIP = "visionzip"
+    TOME = "tome"
+
+
+class Reduction(Frozen):
+    """Fewer image tokens: a shorter prompt, less prefill, a smaller cache."""
+
+    method: ReductionMethod
+    """`visionzip` and `tome` shorten what the vision encoder gives, `fastv` prunes inside the decoder."""
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the image tokens that are left."""
+    layer: Annotated[int, Field(ge=1)] | None = None
+    """FastV prunes in front of this decoder layer, counted from 0; None: 2, as published."""
+
+    @model_validator(mode="after")
+    def _only_fastv_has_a_layer(self) -> Reduction:
+        if self.method is not ReductionMethod.FASTV and self.layer is not None:
+            raise ValueError(f"`layer` belongs to fastv; {self.method.value} has none")
+        return self
 
 
 class Image(Frozen):
@@ -202,6 +259,8 @@ class Image(Frozen):
     """Upper bound on tiles per picture, global view included; None keeps the model's own preprocessing."""
     usual_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
     """Tiles of a usual picture, which engines are tuned for (TensorRT); None: as many as there can be."""
+    reduction: Reduction | None = None
+    """Fewer image tokens than the model makes of a tile; None keeps them all."""
 
 
 class Generation(Frozen):
@@ -366,6 +425,7 @@ class Recipe(Frozen):
                 raise ValueError(f"the gate on {gate.metric.value} needs items: set evaluation.{field}")
         return self
 
+    @model_validator(mode="after")
     def _gates_on_abstaining_have_it(self) -> Recipe:
         for gate in self.gates:
             kind = gate.metric.value.partition("_")[0]

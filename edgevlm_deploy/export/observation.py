@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.runtimes.onnxruntime import pruned_inputs
 from numpy.typing import NDArray
 
 from edgevlm_deploy.export import graph, onnx
@@ -74,15 +75,24 @@ class ObservedRuntime:
         spec = self._spec
         past, _ = onnx.cache_names(spec.layers)
         self._past = {name: np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32) for name in past}
-        self._tokens = 0
+        self._tokens = self._kept = 0
+
+    def read_prompt(self, embeds: Floats, places: NDArray[np.bool_]) -> Floats:
+        return self._step(embeds, places)
 
     def step(self, embeds: Floats) -> Floats:
+        return self._step(embeds, np.zeros((1, embeds.shape[1]), np.bool_))
+
+    def _step(self, embeds: Floats, places: NDArray[np.bool_]) -> Floats:
         total = self._tokens + embeds.shape[1]
         inputs = {
             "inputs_embeds": embeds,
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(self._tokens, total, dtype=np.int64)[None],
         }
+        if self._spec.pruning is not None:
+            inputs |= pruned_inputs(self._spec.pruning, places, self._kept)
+            self._kept = inputs["kept_mask"].shape[1]
         outputs = self._run("decoder", {**inputs, **self._past}, axis=1)
         past, present = onnx.cache_names(self._spec.layers)
         self._past = {old: outputs[new] for old, new in zip(past, present, strict=True)}

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from edgevlm_runner.contract import ModelSpec
-from edgevlm_runner.generate import Generation, generate, splice
+from edgevlm_runner.contract import ModelSpec, kept_tokens
+from edgevlm_runner.generate import Generation, generate, prefill, splice
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes import Runtime
 from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.observation import ObservedRuntime, write_exact
 from edgevlm_deploy.quantize.table import QuantizedTable
+from edgevlm_deploy.reduction import fastv
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest magnitude in the tensor."""
@@ -237,8 +238,7 @@ def compare(
             sample,
             observed.generation,
         )
-        hidden = text(inputs_embeds=torch.from_numpy(observed.embeds), use_cache=False).last_hidden_state
-        states = hidden[:, first:]
+        states = _torch_hidden(text, spec, sample, observed.embeds)[:, first - observed.embeds.shape[1] :]
         logits = reference.lm_head(states)[0].numpy()  # [generated, V]
     found = Compared(
         vision=0.0
@@ -257,6 +257,20 @@ def compare(
             f"Greedy tokens differ: torch {list(tokens)}, graph {list(observed.generation.token_ids)}."
         )
     return found
+
+
+def _torch_hidden(text: Any, spec: ModelSpec, sample: Inputs, embeds: Floats) -> Any:
+    """float32 [1, T, D] of prompt and generated tokens in one pass; of pruned image tokens there is none."""
+    given = torch.from_numpy(embeds)
+    if spec.pruning is None:
+        return text(inputs_embeds=given, use_cache=False).last_hidden_state
+    tokens, asked = embeds.shape[1], sample.input_ids.shape[1]
+    places = np.zeros((1, tokens), np.int64)
+    places[:, :asked] = sample.input_ids == spec.image_token_id
+    images = int(places.sum())
+    left = tokens - images + kept_tokens(images, spec.pruning.keep)
+    positions = torch.arange(tokens)[None]
+    return fastv.layers(text, given, positions, torch.from_numpy(places), left, spec.pruning.layer, asked)
 
 
 def _torch_features(reference: Any, sample: Inputs) -> Floats | None:
@@ -289,15 +303,16 @@ def measure(runtime: Runtime, spec: ModelSpec, sample: Inputs, observed: Observe
     made = generate_endlessly(runtime, spec, sample)
     features = None if sample.pixel_values is None else runtime.encode_image(sample.pixel_values)
     runtime.reset()
-    prefill = runtime.step(splice(runtime.embed(sample.input_ids), features, sample.input_ids, spec))
+    embeds = splice(runtime.embed(sample.input_ids), features, sample.input_ids, spec)
+    first = prefill(runtime, spec, embeds, sample.input_ids)
     pairs = zip(made.token_ids, observed.generation.token_ids, strict=True)
     vision = 0.0
     if features is not None and observed.features is not None:
         vision = relative(features, observed.features)
     return Measured(
         vision=vision,
-        logits=relative(prefill, observed.logits[0]),
-        max_abs_logits=float(np.abs(prefill - observed.logits[0]).max()),
+        logits=relative(first, observed.logits[0]),
+        max_abs_logits=float(np.abs(first - observed.logits[0]).max()),
         tokens_equal=float(np.mean([one == other for one, other in pairs])),
     )
 

@@ -91,7 +91,6 @@ def compute(
         seed=evaluation.seed,
     )
     table = Table(pairs, columns, totals, evaluation.confidence_level)
-    compared = _compared(pairs, both, evaluation)
     probed, forms = negation.summary(pairs, evaluation)
     unmoved, blind = prior.summary(pairs, evaluation)
     spurious, backgrounds = background.summary(pairs, evaluation)
@@ -104,6 +103,7 @@ def compute(
         },
         evaluation,
     )
+    compared = _compared(pairs, both, evaluation)
     changes = [kind for kind, is_clean in zip(pairs.flips, pairs.clean, strict=True) if is_clean]
     return Metrics(
         level=evaluation.confidence_level,

@@ -141,7 +141,7 @@ def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
     inputs = {
         "model": job.source.digest,
         "items": file_digest(items.root / "items.jsonl"),
-        "spec": what_shapes_answers(job.spec),
+        "spec": what_shapes_answers(job.source_spec),
         "seed": evaluation.seed,
         "packages": versions(("torch", "transformers", "pillow", "numpy")),
     }
@@ -153,7 +153,7 @@ def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
             items.rows,
             items.root,
             evaluation.seed,
-            job.spec,
+            job.source_spec,
             job.source.tokenizer,
             out,
             job.watch.advance,

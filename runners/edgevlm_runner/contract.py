@@ -181,6 +181,21 @@ class PromptSpec:
     tokens_per_tile: int
 
 
+def kept_tokens(tokens: int, share: float) -> int:
+    """How many of `tokens` image tokens are left when a share of them is kept: at least one of any."""
+    return min(tokens, max(1, round(tokens * share)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """The decoder drops image tokens while it reads the prompt (FastV)."""
+
+    layer: int
+    """The first layer without them, counted from 0."""
+    keep: float
+    """Share of the prompt's image tokens that stay."""
+
+
 Profiles = Mapping[str, Sequence[Mapping[str, Sequence[Sequence[int]]]]]
 """component → optimisation profiles, each input name → smallest, usual and largest shape."""
 
@@ -208,6 +223,8 @@ class ModelSpec:
     vocab_size: int
     profiles: Profiles = dataclasses.field(default_factory=dict)
     """Ranges that engines are built for; empty for runtimes that build none."""
+    pruning: Optional[Pruning] = None
+    """None for decoders that see every token in every layer."""
     hidden: bool = False
     """Whether the decoder also gives the hidden state behind its logits, for a Selector."""
 
@@ -225,17 +242,23 @@ def from_json(cls: Type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    required = {
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
     unknown, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
     if unknown or missing:
         raise BundleError(
             f"{where}: {cls.__name__} has unknown keys {unknown} and lacks {missing}. "
             "The bundle was written by another version of edgevlm; compile it again."
         )
-    nested = {"image": ImageSpec, "prompt": PromptSpec} if cls is ModelSpec else {}
+    nested: Dict[str, Any] = {}
+    if cls is ModelSpec:
+        nested = {"image": ImageSpec, "prompt": PromptSpec, "pruning": Pruning}
     values: Dict[str, Any] = {}
     for name, value in data.items():
-        if name in nested:
+        if name in nested and not (name == "pruning" and value is None):
             value = from_json(nested[name], value, where)
         elif isinstance(value, list):
             value = tuple(value)

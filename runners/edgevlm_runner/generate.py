@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import ExecutionError, PromptError
-from edgevlm_runner.runtimes import Runtime
+from edgevlm_runner.runtimes import PruningRuntime, Runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,8 @@ def stream(
     seen = time.perf_counter()
     words = runtime.embed(input_ids)
     runtime.reset()
-    token, logprob = greedy(runtime.step(splice(words, features, input_ids, spec)))
+    embeds = splice(words, features, input_ids, spec)
+    token, logprob = greedy(prefill(runtime, spec, embeds, input_ids))
     pooled = (
         pool(features, words[input_ids != spec.image_token_id], runtime.hidden()) if spec.hidden else None
     )
@@ -131,6 +132,18 @@ def check_prompt(spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids:
             f"{spec.max_new_tokens} new ones it exceeds the context of {spec.max_context}. Shorten the "
             "question, or compile with fewer tiles or a larger `max_context`."
         )
+
+
+def prefill(runtime: Runtime, spec: ModelSpec, embeds: np.ndarray, input_ids: np.ndarray) -> np.ndarray:
+    """Read the prompt, float32 [1, T, D] of int64 [1, T], into an empty context → logits float32 [V].
+
+    Raises ExecutionError when the decoder is to drop image tokens and the runtime cannot.
+    """
+    if spec.pruning is None:
+        return runtime.step(embeds)
+    if not isinstance(runtime, PruningRuntime):
+        raise ExecutionError(f"{spec.runtime} has no decoder that drops image tokens; compile without fastv.")
+    return runtime.read_prompt(embeds, input_ids == spec.image_token_id)
 
 
 def splice(

@@ -51,6 +51,14 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
+class PruningRuntime(Protocol):
+    """A runtime whose decoder drops image tokens as `ModelSpec.pruning` says."""
+
+    def read_prompt(self, embeds: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """As `step`, on a whole prompt; places: bool [1, T], where its image tokens are."""
+
+
+@runtime_checkable
 class OnAccelerator(Protocol):
     """A runtime that compiles for an accelerator and holds memory on it."""
 
