@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevlm_deploy import __version__, datasets
 from edgevlm_deploy.artifacts import stage
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.recipe import GateName, Recipe
+
+if TYPE_CHECKING:
+    from edgevlm_deploy.demo.scenes import Split
 
 CALIBRATION_SHARE = 0.2
 """Of the pictures in the evaluation data, when no calibration data are given."""
@@ -25,9 +29,12 @@ class Samples:
     """Evaluation samples again, on other backgrounds."""
     ood: tuple[datasets.Sample, ...] = ()
     """From another distribution; their answers need not be known."""
+    tuning: tuple[datasets.Sample, ...] = ()
+    """What abstaining is learnt on, where the recipe asks for it: no picture of the evaluation's."""
 
     @property
     def all(self) -> tuple[datasets.Sample, ...]:
+        """Everything that items are made of."""
         return (*self.evaluation, *self.calibration, *self.counterfactuals, *self.ood)
 
 
@@ -68,31 +75,42 @@ def _given(data: Path, calibration: Path | None, images: Path | None, recipe: Re
     """A counterfactual goes with its original: it is judged when that one is."""
     judged, swapped = datasets.separate(datasets.load(data, images))
     if calibration is None:
-        parts = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
+        calibrating, judged = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
     else:
-        parts = datasets.load(calibration, images), judged
-        datasets.check_disjoint(*parts)
-    here = {sample.id for sample in parts[1]}
-    return Samples(*parts, tuple(one for one in swapped if one.counterfactual_of in here))
+        calibrating = datasets.load(calibration, images)
+        datasets.check_disjoint(calibrating, judged)
+    here = {sample.id for sample in judged}
+    return Samples(
+        calibrating,
+        judged,
+        counterfactuals=tuple(one for one in swapped if one.counterfactual_of in here),
+        tuning=calibrating if recipe.abstain else (),
+    )
 
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:
     """Scenes from disjoint seeds. Also what other models are asked when no data are given."""
-    from edgevlm_deploy.demo import dataset
     from edgevlm_deploy.demo.scenes import Split
-
-    def rendered(split: Split, questions: int, again: int = 0) -> tuple[datasets.Sample, ...]:
-        pictures, repainted = (-(-n // DEMO_QUESTIONS_PER_PICTURE) for n in (questions, again))
-        inputs = {"split": split.name, "pictures": pictures, "repainted": repainted, "version": __version__}
-
-        def render(directory: Path) -> None:
-            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory, repainted)
-
-        return datasets.load(stage(cache, "scenes", inputs, render))
 
     asked = recipe.evaluation
     again = min(asked.background_items, asked.clean_items)
     return Samples(
-        rendered(Split.CALIBRATION, recipe.calibration.samples),
-        *datasets.separate(rendered(Split.EVALUATION, asked.clean_items, again)),
+        scenes(Split.CALIBRATION, recipe.calibration.samples, cache),
+        *datasets.separate(scenes(Split.EVALUATION, asked.clean_items, cache, again)),
+        tuning=scenes(Split.TUNING, recipe.abstain.questions, cache) if recipe.abstain else (),
     )
+
+
+def scenes(split: Split, questions: int, cache: Path, again: int = 0) -> tuple[datasets.Sample, ...]:
+    """At least so many questions about the demo's scenes, rendered once; `again` of them also on another
+    background.
+    """
+    from edgevlm_deploy.demo import dataset
+
+    pictures, repainted = (-(-n // DEMO_QUESTIONS_PER_PICTURE) for n in (questions, again))
+    inputs = {"split": split.name, "pictures": pictures, "repainted": repainted, "version": __version__}
+
+    def render(directory: Path) -> None:
+        dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory, repainted)
+
+    return datasets.load(stage(cache, "scenes", inputs, render))

@@ -131,7 +131,7 @@ def run(
     emulate: Emulate = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a sealed bundle one question and stream its answer."""
+    """Ask a sealed bundle one question and stream its answer. It may abstain, if its recipe says so."""
     from edgevlm_deploy import ask
 
     if as_json:

@@ -51,14 +51,16 @@ class Embedding(torch.nn.Module):  # type: ignore[misc]
 
 class Decoder(torch.nn.Module):  # type: ignore[misc]
     """inputs_embeds [B, T, D], attention_mask [B, total], position_ids [B, T], key and value per layer
-    → logits [B, V] of the last token, updated key and value per layer.
+    → logits [B, V] of the last token, updated key and value per layer. With `gives_hidden`, the hidden state
+    [B, D] that the logits are made of comes after them.
 
     Rows are padded on the right: the mask counts tokens, it does not say where they are.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, gives_hidden: bool = False) -> None:
         super().__init__()
         self.source = source
+        self.gives_hidden = gives_hidden
 
     def forward(
         self,
@@ -75,9 +77,11 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
             key_values=key_values,
         ).last_hidden_state
         # The head sees one token: a prompt does not pay for logits that nobody reads.
-        logits = self.source.lm_head(hidden[:, -1:])[:, 0]
+        last = hidden[:, -1:]
+        logits = self.source.lm_head(last)[:, 0]
+        given = (logits, last[:, 0]) if self.gives_hidden else (logits,)
         present = [key_values.present[layer] for layer in range(len(key_values.past))]
-        return (logits, *(tensor for pair in present for tensor in pair))
+        return (*given, *(tensor for pair in present for tensor in pair))
 
 
 class PruningDecoder(torch.nn.Module):  # type: ignore[misc]
@@ -87,10 +91,11 @@ class PruningDecoder(torch.nn.Module):  # type: ignore[misc]
     length alone, the tokens that go on; kept_mask [B, kept total], the attention_mask of the later layers.
     """
 
-    def __init__(self, source: Any, layer: int) -> None:
+    def __init__(self, source: Any, layer: int, gives_hidden: bool = False) -> None:
         super().__init__()
         self.source = source
         self.layer = layer
+        self.gives_hidden = gives_hidden
 
     def forward(
         self,
@@ -114,10 +119,12 @@ class PruningDecoder(torch.nn.Module):  # type: ignore[misc]
             before={"key_values": before},
             after={"key_values": after},
         )
-        logits = self.source.lm_head(hidden[:, -1:])[:, 0]
+        last = hidden[:, -1:]
+        logits = self.source.lm_head(last)[:, 0]
+        given = (logits, last[:, 0]) if self.gives_hidden else (logits,)
         held = {**before.present, **after.present}
         present = [held[layer] for layer in range(len(pairs))]
-        return (logits, *(tensor for pair in present for tensor in pair))
+        return (*given, *(tensor for pair in present for tensor in pair))
 
 
 def _key_values(past: tuple[tuple[torch.Tensor, torch.Tensor], ...], mask: torch.Tensor) -> KeyValues:

@@ -29,6 +29,7 @@ class ObservedRuntime:
 
     features   float32 [tiles, tokens per tile, D] of the last picture
     logits     float32 [V] per step
+    states     float32 [D] per step, the hidden states behind the logits, where the graphs give them
     quantized  module with a static activation → int8 inputs, [tiles, …, K] or [1, tokens, K]
     """
 
@@ -48,6 +49,7 @@ class ObservedRuntime:
     def clear(self) -> None:
         self.features: Floats | None = None
         self.logits: list[Floats] = []
+        self.states: list[Floats] = []
         self._pieces: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
         self._axis: dict[str, int] = {}
 
@@ -96,7 +98,12 @@ class ObservedRuntime:
         self._past = {old: outputs[new] for old, new in zip(past, present, strict=True)}
         self._tokens = total
         self.logits.append(outputs["logits"][0])
+        if self._spec.hidden:
+            self.states.append(outputs["hidden"][0])
         return self.logits[-1]
+
+    def hidden(self) -> Floats:
+        return self.states[-1]
 
     def versions(self) -> dict[str, str]:
         return {}

@@ -54,9 +54,9 @@ def export_embedding(source: Any) -> ir.Model:
     return trace(Embedding(source), (ids,), axes, ["input_ids"], ["inputs_embeds"])
 
 
-def export_decoder(source: Any, pruned_layer: int | None = None) -> ir.Model:
+def export_decoder(source: Any, pruned_layer: int | None = None, hidden: bool = False) -> ir.Model:
     """inputs_embeds, attention_mask, position_ids, past → logits float32 [batch, V] of the last token,
-    and the present cache.
+    with `hidden` its hidden state float32 [batch, D], and the present cache.
 
     attention_mask int64 [batch, total] counts the tokens of past and input. Key and value are
     float32 [batch, kv heads, past, head dim]; a longer buffer may be given, the mask says what is in it.
@@ -73,9 +73,9 @@ def export_decoder(source: Any, pruned_layer: int | None = None) -> ir.Model:
         "attention_mask": (torch.ones(2, past_tokens + tokens, dtype=torch.int64), "total"),
         "position_ids": (positions, "tokens"),
     }
-    module = Decoder(source)
+    module = Decoder(source, hidden)
     if pruned_layer is not None:
-        module = PruningDecoder(source, pruned_layer)
+        module = PruningDecoder(source, pruned_layer, hidden)
         given |= {
             "image_tokens": (torch.tensor([[1, 0, 0], [1, 0, 0]]), "tokens"),
             "kept_tokens": (torch.ones(2, 2, dtype=torch.int64), "kept_tokens"),
@@ -90,7 +90,7 @@ def export_decoder(source: Any, pruned_layer: int | None = None) -> ir.Model:
                 tuple({0: "batch", 2: "past"} for _ in past),
             ),
             [*given, *past_names],
-            ["logits", *present_names],
+            ["logits", *(["hidden"] if hidden else []), *present_names],
         )
 
 

@@ -62,6 +62,12 @@ class Verification:
     shipped_max_abs_logit_difference: float
     shipped_tokens_equal: float
     """Share of the generated tokens, position by position, that the shipped graphs repeat."""
+    hidden_difference: float | None = None
+    """Of the hidden states behind the logits, where the graphs give them."""
+
+    def numbers(self) -> dict[str, float]:
+        """What was measured, name → number."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def verify(
@@ -112,6 +118,7 @@ def conclude(
         vision_difference=max(one.vision for one in compared),
         embedding_difference=max(one.embedding for one in compared),
         logits_difference=max(one.logits for one in compared),
+        hidden_difference=max(one.hidden for one in compared) if spec.hidden else None,
         rounding_ties=sum(one.ties for one in compared),
         shipped_vision_difference=max(one.vision for one in measured),
         shipped_logits_difference=max(one.logits for one in measured),
@@ -125,6 +132,7 @@ class Observable(Runtime, Protocol):
 
     features: Floats | None
     logits: list[Floats]
+    states: list[Floats]
 
     @property
     def quantized(self) -> Mapping[str, NDArray[np.int8]]:
@@ -143,6 +151,8 @@ class Observed:
     """[1, prompt + generated − 1, D], image features in place: everything that the decoder was given."""
     logits: Floats
     """[generated, V]"""
+    states: Floats | None
+    """[generated, D], None where the graphs do not give them."""
     quantized: Mapping[str, NDArray[np.int8]]
 
 
@@ -151,6 +161,7 @@ class Compared:
     vision: float
     embedding: float
     logits: float
+    hidden: float
     ties: int
 
 
@@ -166,8 +177,9 @@ def observe(runtime: Observable, spec: ModelSpec, sample: Inputs) -> Observed:
     runtime.clear()
     made = generate_endlessly(runtime, spec, sample)
     logits, quantized = np.stack(runtime.logits), runtime.quantized
+    states = np.stack(runtime.states) if spec.hidden else None
     embeds = _embedded(runtime.embed, runtime.features, spec, sample, made)
-    return Observed(made, runtime.features, embeds, logits, quantized)
+    return Observed(made, runtime.features, embeds, logits, states, quantized)
 
 
 def generate_endlessly(runtime: Runtime, spec: ModelSpec, sample: Inputs) -> Generation:
@@ -226,14 +238,17 @@ def compare(
             sample,
             observed.generation,
         )
-        hidden = _torch_hidden(text, spec, sample, observed.embeds)[:, first - observed.embeds.shape[1] :]
-        logits = reference.lm_head(hidden)[0].numpy()  # [generated, V]
+        states = _torch_hidden(text, spec, sample, observed.embeds)[:, first - observed.embeds.shape[1] :]
+        logits = reference.lm_head(states)[0].numpy()  # [generated, V]
     found = Compared(
         vision=0.0
         if features is None
         else _difference("image features", observed.features, features, tolerance),
         embedding=_difference("embeddings", observed.embeds, embeds, tolerance),
         logits=_difference("logits", observed.logits, logits, tolerance),
+        hidden=_difference("hidden states", observed.states, states[0].numpy(), tolerance)
+        if spec.hidden
+        else 0.0,
         ties=ties[0],
     )
     tokens = tuple(int(token) for token in logits.argmax(-1))

@@ -28,6 +28,7 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
         "quantizer": recipe.quantizer,
         "reduction": recipe.image.reduction,
         "calibration": calibrated.digest,
+        "observer": recipe.calibration.observer,
         "spec": what_shapes_answers(job.spec),
         "packages": versions(PACKAGES),
     }
@@ -35,7 +36,13 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
 
     def run(out: Path) -> None:
         batches = calibration.batches(calibrated, job.spec, job.source.tokenizer)
-        made = quantize.quantize(job.load_model, job.plan.request, batches, recipe.quantizer)
+        made = quantize.quantize(
+            job.load_model,
+            job.plan.request,
+            batches,
+            recipe.quantizer,
+            recipe.calibration.observer,
+        )
         made.save(out)
 
     return stage(job.cache, "quantized", inputs, run)

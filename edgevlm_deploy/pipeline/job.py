@@ -108,5 +108,5 @@ def what_shapes_answers(spec: ModelSpec) -> Mapping[str, Any]:
     return {
         key: value
         for key, value in to_json(spec).items()
-        if key not in ("runtime", "graphs", "profiles", "max_context")
+        if key not in ("runtime", "graphs", "profiles", "max_context", "hidden")
     }

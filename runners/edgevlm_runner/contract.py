@@ -126,6 +126,24 @@ class Answer:
     """Natural logarithm of each generated token's probability, same length as `token_ids`."""
     finished: bool
     """False when `max_new_tokens` ended the answer."""
+    selector: Optional[float] = None
+    """How right the bundle's Selector takes the answer to be, in [0, 1]; None without one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Certainty:
+    """What a bundle does with how sure it is: its confidence is scaled, and it may abstain."""
+
+    temperature: float = 1.0
+    """Divides the log-odds of the confidence; 1 leaves it as it is."""
+    fitted_on: int = 0
+    """Held-out answers that gave the temperature; 0: they could give none."""
+    abstain: str = ""
+    """What decides whether it answers: "selector", "maxprob", or "" for always answering."""
+    threshold: Optional[float] = None
+    """It answers from this score on; None with `abstain`: never, no threshold kept the risk."""
+    graph: str = ""
+    """The Selector's path inside the bundle, "" without one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +225,8 @@ class ModelSpec:
     """Ranges that engines are built for; empty for runtimes that build none."""
     pruning: Optional[Pruning] = None
     """None for decoders that see every token in every layer."""
+    hidden: bool = False
+    """Whether the decoder also gives the hidden state behind its logits, for a Selector."""
 
 
 def to_json(value: Any) -> Any:
@@ -217,12 +237,16 @@ def to_json(value: Any) -> Any:
 def from_json(cls: Type[T], data: Any, where: str) -> T:
     """Build `cls` from parsed JSON; `where` names the file for the error message.
 
-    Raises BundleError on missing, unknown or mistyped keys.
+    Keys with a default may be missing. Raises BundleError on other missing, unknown or mistyped keys.
     """
     if not isinstance(data, dict):
         raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    required = {
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
     unknown, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
     if unknown or missing:
         raise BundleError(
@@ -251,6 +275,7 @@ _TYPES: Dict[str, Tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
     "Optional[int]": (int, type(None)),
+    "Optional[float]": (int, float, type(None)),
 }
 
 

@@ -33,6 +33,12 @@ class Runtime(Protocol):
         Prefill (T > 1) and decoding (T = 1) are the same call.
         """
 
+    def hidden(self) -> np.ndarray:
+        """float32 [D]: the hidden state, after the final norm, that the last step's logits were made of.
+
+        Only of graphs with `ModelSpec.hidden`.
+        """
+
     def versions(self) -> Dict[str, str]:
         """Names and versions of the software that computes, for the evidence."""
 

@@ -69,6 +69,9 @@ class OnnxRuntime:
             self._binding.bind_ortvalue_output(f"present.{name}", buffer)
         self._logits = new.ortvalue_from_numpy(np.zeros((1, spec.vocab_size), np.float32))
         self._binding.bind_ortvalue_output("logits", self._logits)
+        if spec.hidden:
+            self._hidden = new.ortvalue_from_numpy(np.zeros((1, spec.hidden_size), np.float32))
+            self._binding.bind_ortvalue_output("hidden", self._hidden)
         self._mask = np.ones((1, max_context), np.int64)
         self._positions = np.arange(max_context, dtype=np.int64)[None]
         self._max_context = max_context
@@ -112,11 +115,17 @@ class OnnxRuntime:
         logits: np.ndarray = self._logits.numpy()[0].copy()  # newer versions return a view of the buffer
         return logits
 
+    def hidden(self) -> np.ndarray:
+        """float32 [D] of the last step."""
+        hidden: np.ndarray = self._hidden.numpy()[0].copy()
+        return hidden
+
     def versions(self) -> Dict[str, str]:
         return {"onnxruntime": str(self._ort.__version__), "numpy": np.__version__}
 
     def close(self) -> None:
         self._cache = []
+        self._hidden = None
         self._binding = self._logits = self._vision = self._embedding = self._decoder = None
 
     def __enter__(self) -> OnnxRuntime:
@@ -157,6 +166,12 @@ class OnnxRuntime:
             "embedding": (self._embedding, {"input_ids": ["batch", "tokens"]}),
             "decoder": (self._decoder, decoder),
         }
+        gives = {value.name for value in self._decoder.get_outputs()}
+        if ("hidden" in gives) != spec.hidden:
+            raise ExecutionError(
+                f"{paths['decoder']}: gives {', '.join(sorted(gives)[:2])} …; the manifest says hidden = "
+                f"{spec.hidden}. Graph and manifest are of different models."
+            )
         for component, (session, inputs) in expected.items():
             found = {value.name: value.shape for value in session.get_inputs()}
             names = sorted(set(found) | set(inputs))
