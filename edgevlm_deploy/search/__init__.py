@@ -146,15 +146,13 @@ def _prove(
         return made[trial.number]
 
     def mixtures() -> Iterator[Proof]:
-        too_optimistic = 0.0
+        least = 0.0
         for trial in smallest:
-            excess = trial.judged.worst_excess
-            # Predictions as good as one that did not come true are not worth another compilation.
-            if trial.origin != UNIFORM and (excess < too_optimistic or excess == too_optimistic == 0.0):
-                proof = proved(trial)
-                if not proof.holds:
-                    too_optimistic = min(too_optimistic, excess)
-                yield proof
+            size = trial.judged.weight_bytes
+            if trial.origin != UNIFORM and trial.judged.passes and size >= least:
+                yield proved(trial)
+                # Of many that are about as small, some are predicted to pass by luck.
+                least = size * (1 + ladder.STEPS[-1])
 
     best, _ = first_that_holds(islice(mixtures(), finalists))
     best_uniform = _best_uniform([one for one in smallest if one.origin == UNIFORM], proved)
