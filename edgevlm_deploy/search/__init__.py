@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgevlm_deploy import __version__, metrics, quiet, roofline
 from edgevlm_deploy.artifacts import pretty_json, write_text_atomic
-from edgevlm_deploy.pipeline import Order
+from edgevlm_deploy.pipeline import DEMO, Order
 from edgevlm_deploy.pipeline.job import prepare
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.recipe import Algorithm, Component, GateName
@@ -192,7 +192,8 @@ def _proof(order: Order, given: Inputs, trial: Trial, directory: Path, watch: Wa
     name = f"{base.name}-{trial.number}"
     description = f"Mixed precision found for {job.plan.target.name}: candidate {trial.number}."
     made = recipes.recipe(base, name, description, given.space, trial.candidate, job.source, job.plan.target)
-    command = f"edgevlm search {job.source.name} --target {job.plan.target.name} --recipe {base.name}"
+    model = DEMO if order.model == DEMO else job.source.name
+    command = f"edgevlm search {model} --target {job.plan.target.name} --recipe {base.name}"
     found_by = (
         f"Found by `{command}` (edgevlm {__version__}): {trial.judged.weight_bytes:,} bytes of weights, "
         f"origin {trial.origin}."

@@ -46,11 +46,11 @@ def prove(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = path.with_name(f"{path.stem}-{digest([identity, recipe])[:16]}.json")
+    write_text_atomic(path, winner.text(recipe, found_by))
     if kept.is_file():
         before = Proof.model_validate_json(kept.read_text(encoding="utf-8"))
         if Path(before.bundle).exists():
             return before
-    write_text_atomic(path, winner.text(recipe, found_by))
     wanted = dataclasses.replace(order, recipe=str(path))
     bundle = pipeline.compile(wanted, watch)
     done = validation.validate(bundle, False, watch, emulate=pipeline.needs_emulation(wanted))
