@@ -51,7 +51,7 @@ def compile(
         root = Path(temporary)
         exact = root / spec.graphs[MODEL]
         exact.parent.mkdir(parents=True)
-        litert.export(reference, lengths, exact)
+        litert.export(reference, lengths, exact, spec.hidden)
         bits = _activation_bits(plan)
         calibrated = None
         if bits:
@@ -64,7 +64,7 @@ def compile(
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={spec.graphs[MODEL]: path.stat().st_size},
-        verification={**dataclasses.asdict(verification), **dataclasses.asdict(counted)},
+        verification={**verification.numbers(), **dataclasses.asdict(counted)},
     )
 
 

@@ -34,7 +34,7 @@ def compile(
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
-        verification=dataclasses.asdict(verification),
+        verification=verification.numbers(),
     )
 
 
@@ -48,9 +48,10 @@ def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Pat
     fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
 
     def decoder(source: Any) -> Any:
-        model = onnx.export_decoder(source)
+        layer = None if spec.pruning is None else spec.pruning.layer
+        model = onnx.export_decoder(source, layer, spec.hidden)
         rms_norm.fuse_rms_norm(model)
-        rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context))
+        rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context), layer)
         return model
 
     exporters: dict[str, Callable[[Any], Any]] = {

@@ -62,7 +62,7 @@ def compile(
         graphs=dict(spec.graphs),
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
         verification={
-            **dataclasses.asdict(verification),
+            **verification.numbers(),
             "exact_modules": len(made.table),
             "exact_integers": sum(linear.q.size for linear in made.table.values()),
             **estimates,
@@ -148,7 +148,7 @@ def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Pat
     exporters: dict[str, Callable[[], Any]] = {
         "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),
         "embedding": lambda: tensorrt.export_embedding(source, chosen),
-        "decoder": lambda: tensorrt.export_decoder(source, chosen, spec.max_context),
+        "decoder": lambda: tensorrt.export_decoder(source, chosen, spec.max_context, spec.hidden),
     }
     files: list[Path] = []
     found: set[str] = set()

@@ -32,6 +32,9 @@ def compile_(
         Path | None, typer.Option(help="Calibration samples; without it they are split off --data.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures that --data names.")] = None,
+    ood: Annotated[
+        Path | None, typer.Option(help="Questions of another kind, which the model should be less sure of.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision (branch, tag or commit).")] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Take hub models from the local cache only.")
@@ -56,6 +59,7 @@ def compile_(
         data=data,
         calibration=calibration,
         images=images,
+        ood=ood,
         revision=revision,
         offline=offline,
         out=out,
@@ -127,7 +131,7 @@ def run(
     emulate: Emulate = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a sealed bundle one question and stream its answer."""
+    """Ask a sealed bundle one question and stream its answer. It may abstain, if its recipe says so."""
     from edgevlm_deploy import ask
 
     if as_json:

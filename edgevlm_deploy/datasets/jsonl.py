@@ -4,7 +4,9 @@
 
 `image` is relative to the file (or to the given picture folder), absolute, or null for a question
 without a picture. `answers` is a list, `answer` a single one; both may be absent in calibration data.
-`id` (default: the line number) and `group` (default: "") are optional. The file is the user's own,
+`id` (default: the line number), `group` and `background` (default: "") are optional. With
+`counterfactual_of` a row names another one whose question it asks again about the same picture on another
+background. The file is the user's own,
 so absolute paths and `..` are followed.
 """
 
@@ -17,7 +19,7 @@ from typing import Any
 from edgevlm_deploy.datasets.sample import Problems, Row, Sample, names, text
 from edgevlm_deploy.errors import DataError
 
-KEYS = {"image", "question", "answer", "answers", "id", "group"}
+KEYS = {"image", "question", "answer", "answers", "id", "group", "background", "counterfactual_of"}
 
 
 def read(path: Path, images: Path | None, problems: Problems) -> list[Row]:
@@ -68,7 +70,8 @@ def _sample(
     question = text(data.get("question"))
     if question is None:
         problems.add(where, f"question: expected text, got {data.get('question')!r}.")
-    values = {key: text(data.get(key, default)) for key, default in (("id", default_id), ("group", ""))}
+    defaults = {"id": default_id, "group": "", "background": "", "counterfactual_of": ""}
+    values = {key: text(data.get(key, default)) for key, default in defaults.items()}
     for key, value in values.items():
         if value is None:
             problems.add(where, f"{key}: expected text, got {data[key]!r}.")
@@ -85,4 +88,6 @@ def _sample(
         image_id="",
         prompt=str(question),
         answers=tuple(str(one) for one in accepted),
+        background=str(values["background"]),
+        counterfactual_of=str(values["counterfactual_of"]),
     )

@@ -27,6 +27,10 @@ class Sample:
     """SHA-256 of the picture's file, "" without a picture."""
     prompt: str
     answers: tuple[str, ...]
+    background: str = ""
+    """What is behind the objects, "" when the data do not say."""
+    counterfactual_of: str = ""
+    """Id of the sample that this one repeats on a picture with another background; "" for all others."""
 
     @property
     def cluster(self) -> str:

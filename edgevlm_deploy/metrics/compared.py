@@ -18,6 +18,18 @@ from edgevlm_deploy.metrics.tables import Comparison
 Floats = NDArray[np.float64]
 
 
+COMPARED = (
+    "n",
+    "reference_accuracy",
+    "artifact_accuracy",
+    "accuracy_drop",
+    "diverged",
+    "negative",
+    "positive",
+)
+"""Columns of `per_item` that `compare` needs."""
+
+
 def partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) -> dict[str, Subset]:
     """Subsets of `of` by key, in the order in which keys first occur."""
     keys = [key(item) if inside else None for item, inside in zip(pairs.items, of.mask, strict=True)]
@@ -28,8 +40,12 @@ def partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) -
     }
 
 
-def per_item(pairs: Pairs) -> dict[str, Floats]:
-    """Per-item numbers whose totals make up every metric."""
+def per_item(pairs: Pairs, answered: NDArray[np.bool_] | None = None) -> dict[str, Floats]:
+    """Per-item numbers whose totals make up every metric.
+
+    answered: where the artifact does not abstain; None: everywhere.
+    """
+    answered = np.ones(len(pairs.items), np.bool_) if answered is None else answered
     reference_drop = pairs.reference_clean_accuracy - pairs.reference_accuracy
     artifact_drop = pairs.artifact_clean_accuracy - pairs.artifact_accuracy
     columns: dict[str, Floats] = {
@@ -40,6 +56,8 @@ def per_item(pairs: Pairs) -> dict[str, Floats]:
         "robustness_gap": robustness.robustness_gap(artifact_drop, reference_drop),
         "diverged": pairs.diverged.astype(np.float64),
         "negative": np.array([kind is Flip.NEGATIVE for kind in pairs.flips], dtype=np.float64),
+        "answered": answered.astype(np.float64),
+        "answered_wrong": np.where(answered, 1 - pairs.artifact_accuracy, 0.0),
         "positive": np.array([kind is Flip.POSITIVE for kind in pairs.flips], dtype=np.float64),
     }
     for whose, said, right in (

@@ -29,7 +29,13 @@ def calibration_set(job: Job, samples: Sequence[datasets.Sample]) -> Calibration
 
 def _identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
     """What a sample is, wherever its picture lies."""
-    return [[one.id, one.group, one.image_id, one.prompt, one.answers] for one in samples]
+    return [
+        [
+            *(one.id, one.group, one.image_id, one.prompt, one.answers),
+            *(one.background, one.counterfactual_of),
+        ]
+        for one in samples
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,24 +48,66 @@ class Items:
 
 def item_table(job: Job, samples: Samples) -> Items:
     evaluation = job.plan.recipe.evaluation
-    given = (*samples.evaluation, *samples.calibration)
     inputs = {
         "samples": _identities(samples.evaluation),
         "calibration": _identities(samples.calibration),
+        "counterfactuals": _identities(samples.counterfactuals),
+        "ood": _identities(samples.ood),
         "evaluation": evaluation,
         "version": __version__,
     }
 
     def build(out: Path) -> None:
-        pictures = {_picture(one): one.image for one in given if one.image is not None}
-        asked = [_item(one) for one in samples.evaluation]
-        rows = suites.build(asked, evaluation, [_item(one) for one in samples.calibration])
-        (out / "images").mkdir(exist_ok=True)
-        for name in {item.image for item in rows if item.image}:
-            shutil.copyfile(pictures[name], out / name)
-        write_jsonl(out / "items.jsonl", rows)
+        rows = suites.build(
+            [_item(one) for one in samples.evaluation],
+            evaluation,
+            calibration=[_item(one) for one in samples.calibration],
+            counterfactuals=[_item(one) for one in samples.counterfactuals],
+            ood=[_item(one) for one in samples.ood],
+        )
+        _write(rows, samples.all, out)
 
-    root = stage(job.cache, "items", inputs, build)
+    return _read(stage(job.cache, "items", inputs, build))
+
+
+def tuning_table(job: Job, samples: Sequence[datasets.Sample]) -> Items:
+    """What abstaining is learnt on: questions on their clean pictures, and on corrupted ones as often.
+
+    Raises DataError when the recipe asks for abstaining and no sample has a known answer.
+    """
+    recipe = job.plan.recipe
+    abstain, evaluation = recipe.abstain, recipe.evaluation
+    assert abstain is not None
+    inputs = {
+        "samples": _identities(samples),
+        "abstain": [abstain.questions, abstain.corruptions],
+        "evaluation": [evaluation.corruption_names, evaluation.severities, evaluation.seed],
+        "version": __version__,
+    }
+    corruptions = evaluation.corruptions if abstain.corruptions is None else abstain.corruptions
+
+    def build(out: Path) -> None:
+        known = [_item(one) for one in samples if one.answers]
+        clean = suites.select(known, abstain.questions, seed=evaluation.seed)
+        severities, conditions = evaluation.severities, len(corruptions) * len(evaluation.severities)
+        each = -(-len(clean) // conditions) if conditions else 0
+        names = evaluation.named(corruptions)
+        _write(
+            (*clean, *suites.corrupted(clean, names, severities, each, seed=evaluation.seed)), samples, out
+        )
+
+    return _read(stage(job.cache, "tuning", inputs, build))
+
+
+def _write(rows: Sequence[Item], given: Sequence[datasets.Sample], out: Path) -> None:
+    pictures = {_picture(one): one.image for one in given if one.image is not None}
+    (out / "images").mkdir(exist_ok=True)
+    for name in {item.image for item in rows if item.image}:
+        shutil.copyfile(pictures[name], out / name)
+    write_jsonl(out / "items.jsonl", rows)
+
+
+def _read(root: Path) -> Items:
     return Items(tuple(read_jsonl(root / "items.jsonl", Item)), root)
 
 
@@ -70,13 +118,14 @@ def _picture(sample: datasets.Sample) -> str:
 def _item(sample: datasets.Sample) -> Item:
     return Item(
         id=sample.id,
-        base_id=sample.id,
+        base_id=sample.counterfactual_of or sample.id,
         group=sample.group,
         condition=CLEAN,
         image=_picture(sample),
         image_id=sample.image_id,
         prompt=sample.prompt,
         answers=sample.answers,
+        background=sample.background,
     )
 
 
@@ -92,7 +141,7 @@ def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
     inputs = {
         "model": job.source.digest,
         "items": file_digest(items.root / "items.jsonl"),
-        "spec": what_shapes_answers(job.spec),
+        "spec": what_shapes_answers(job.source_spec),
         "seed": evaluation.seed,
         "packages": versions(("torch", "transformers", "pillow", "numpy")),
     }
@@ -104,7 +153,7 @@ def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
             items.rows,
             items.root,
             evaluation.seed,
-            job.spec,
+            job.source_spec,
             job.source.tokenizer,
             out,
             job.watch.advance,

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgevlm_runner.contract import ModelSpec, to_json
 
-from edgevlm_deploy import __version__, backends, plan, resources, source
+from edgevlm_deploy import __version__, backends, plan, reduction, resources, source
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.source import SourceModel
@@ -42,6 +42,7 @@ class Order:
     data: Path | None = None
     calibration: Path | None = None
     images: Path | None = None
+    ood: Path | None = None
     revision: str | None = None
     offline: bool = False
 
@@ -66,8 +67,16 @@ class Job:
     source: SourceModel
     plan: Plan
     spec: ModelSpec
+    """Of the artifact, which may have fewer image tokens than the source model."""
+    source_spec: ModelSpec
+    """Of the source model, which gives the reference answers."""
     cache: Path
     watch: Watcher
+
+    def load_model(self) -> Any:
+        """The torch model that is quantised and exported, image tokens reduced as the recipe says."""
+        tokens = self.source_spec.prompt.tokens_per_tile
+        return reduction.apply(source.load(self.source), self.plan.recipe.image.reduction, tokens)
 
 
 def prepare(order: Order, watch: Watcher) -> Job:
@@ -76,12 +85,13 @@ def prepare(order: Order, watch: Watcher) -> Job:
     watch.begin("Model")
     checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
     model = source.inspect(checkpoint, order.revision, order.offline)
-    made = plan.resolve(recipe, target, model.modules)
+    made = plan.resolve(recipe, target, model.modules, model.architecture)
     backends.require_packages(target.backend)
     graphs = backends.graph_names(target.backend)
-    spec = source.model_spec(model, recipe, target.backend.value, graphs)
+    whole = source.model_spec(model, recipe, target.backend.value, graphs)
+    spec = reduction.reduced(whole, recipe.image.reduction)
     spec = backends.with_profiles(spec, recipe, target)
-    return Job(model, made, spec, order.out / "stages", watch)
+    return Job(model, made, spec, whole, order.out / "stages", watch)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -98,5 +108,5 @@ def what_shapes_answers(spec: ModelSpec) -> Mapping[str, Any]:
     return {
         key: value
         for key, value in to_json(spec).items()
-        if key not in ("runtime", "graphs", "profiles", "max_context")
+        if key not in ("runtime", "graphs", "profiles", "max_context", "hidden")
     }

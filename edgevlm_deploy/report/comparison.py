@@ -45,7 +45,7 @@ def render(compared: Compared, out: Path) -> None:
             heat=heat_map.build(metrics, NAMES),
             names=NAMES,
             sides=(_facts(a), _facts(b)),
-            gallery=gallery.build(b.bundle, a.answers, b.answers, metrics),
+            gallery=gallery.build(b.bundle, a.answers, b.answers, metrics, stayed_wrong=False),
             MOVED=MOVED,
             MOST_MOVED=MOST_MOVED,
             RIGHT_FROM=RIGHT_FROM,

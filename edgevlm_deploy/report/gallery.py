@@ -1,21 +1,22 @@
-"""Items that the artifact answered differently, with the picture that both models saw."""
+"""Items that the artifact answered differently or wrongly, with the picture that both models saw."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, PERTURBED, Answer, Item
+from edgevlm_runner.contract import CLEAN, PARAPHRASE, PERTURBED, Answer, Item, Kind
 from edgevlm_runner.inputs import picture_of
 from PIL import Image
 
 from edgevlm_deploy.metrics.confidence import geometric_mean_probability
 from edgevlm_deploy.metrics.consistency import Flip
-from edgevlm_deploy.metrics.tables import FlippedItem, Metrics
+from edgevlm_deploy.metrics.tables import FailedItem, Metrics
+from edgevlm_deploy.report.names import CATEGORIES, EMPTY
 
 MAX_SHOWN = 300
 MAX_PICTURE_BYTES = 3_000_000
@@ -29,6 +30,8 @@ DIRECTIONS = {
     Flip.NEUTRAL: "other answer, same score",
 }
 """In the order in which they are shown. A neutral flip is mostly wrong → wrong in another way."""
+STAYED_WRONG = "wrong as before"
+"""Failures whose answer did not change; shown last."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,22 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Entry:
-    """One flipped item. `corruption` is "" for a clean one, "perturbed:<name>" for a perturbed one."""
+    """One item. `change` is what was done to the clean one, such as "fog", "perturbed:small_shift" or
+    "negated:is_not"; "" for a clean one."""
 
     id: str
-    direction: Flip
+    direction: Flip | None
+    """None: the answer stayed, and it is wrong."""
+    category: str
+    """Of the artifact's failure, in words; "" when its answer is right."""
+    reason: str
     group: str
     condition: str
-    corruption: str
+    kind: Kind
+    change: str
     question: str
     accepted: tuple[str, ...]
+    """Of the negation probes `is_not` and `absent`: what must not be named."""
     reference: str
     artifact: str
     reference_confidence: float
@@ -59,38 +69,49 @@ class Entry:
 
 @dataclass(frozen=True)
 class Gallery:
-    """`total` counts all flips by direction, `entries` holds those that are shown."""
+    """`total` counts all flips by direction and `stayed_wrong` the failures that are none of them; `entries`
+    holds those that are shown."""
 
     entries: tuple[Entry, ...]
     thumbnails: tuple[Thumbnail, ...]
     total: dict[Flip, int]
+    stayed_wrong: int
 
     @property
     def groups(self) -> tuple[str, ...]:
         return tuple(sorted({entry.group for entry in self.entries if entry.group}))
 
     @property
-    def corruptions(self) -> tuple[str, ...]:
-        """Perturbations too, behind the corruptions."""
-        names = {entry.corruption for entry in self.entries if entry.corruption}
-        return tuple(sorted(names, key=lambda name: (name.startswith(PERTURBED), name)))
+    def kinds(self) -> tuple[Kind, ...]:
+        found = {entry.kind for entry in self.entries}
+        return tuple(kind for kind in Kind if kind in found)
 
     @property
-    def has_corrupted(self) -> bool:
-        return any(not name.startswith(PERTURBED) for name in self.corruptions)
+    def changes(self) -> tuple[str, ...]:
+        """Corruptions first, then perturbations and probes."""
+        order = list(Kind)
+        found = {(order.index(entry.kind), entry.change) for entry in self.entries if entry.change}
+        return tuple(change for _, change in sorted(found))
 
     @property
-    def has_perturbed(self) -> bool:
-        return any(name.startswith(PERTURBED) for name in self.corruptions)
+    def categories(self) -> tuple[str, ...]:
+        """In the order of the taxonomy."""
+        names = {entry.category for entry in self.entries}
+        return tuple(name for name in (*CATEGORIES.values(), EMPTY) if name in names)
 
-    def shown(self, direction: Flip) -> int:
+    def shown(self, direction: Flip | None) -> int:
         return sum(entry.direction is direction for entry in self.entries)
 
 
 def build(
-    bundle: Bundle, reference: Sequence[Answer], artifact: Sequence[Answer], metrics: Metrics
+    bundle: Bundle,
+    reference: Sequence[Answer],
+    artifact: Sequence[Answer],
+    metrics: Metrics,
+    stayed_wrong: bool = True,
 ) -> Gallery:
-    """Right → wrong first, then clean items first, then all conditions in turn, until the limits are met.
+    """Right → wrong first, then clean items first, then all conditions and categories in turn, until the
+    limits are met. Without `stayed_wrong`, only answers that changed.
 
     A picture that several items share is embedded once. Raises ImageError for a picture that cannot
     be read.
@@ -98,13 +119,16 @@ def build(
     items = {item.id: item for item in bundle.items}
     said_before = {answer.item_id: answer for answer in reference}
     said_now = {answer.item_id: answer for answer in artifact}
+    failures = {failure.id: failure for failure in metrics.failures}
+    flips = {flipped.id: flipped.flip for flipped in metrics.flips}
+    stayed = [name for name in failures if name not in flips] if stayed_wrong else []
     seed = int(bundle.manifest["seeds"]["evaluation"])
     thumbnails: dict[tuple[str, str], Thumbnail] = {}
     entries: list[Entry] = []
     spent = 0
-    for flipped in _in_order(metrics.flips)[:MAX_SHOWN]:
-        item = items[flipped.id]
-        key = (item.image_id, item.condition)
+    for name in _in_order([*flips, *stayed], items, flips, failures)[:MAX_SHOWN]:
+        item = items[name]
+        key = _pixels(item)
         if item.image and key not in thumbnails:
             picture = picture_of(item, bundle.root, seed)
             assert picture is not None
@@ -113,43 +137,71 @@ def build(
             if spent > MAX_PICTURE_BYTES:
                 break
             thumbnails[key] = thumbnail
-        entries.append(_entry(flipped, item, said_before[item.id], said_now[item.id], thumbnails.get(key)))
-    counts = Counter(flipped.flip for flipped in metrics.flips)
+        entries.append(
+            _entry(
+                item,
+                flips.get(name),
+                failures.get(name),
+                said_before[name],
+                said_now[name],
+                thumbnails.get(key),
+            )
+        )
+    counts = Counter(flips.values())
     return Gallery(
         entries=tuple(entries),
         thumbnails=tuple(thumbnails.values()),
         total={direction: counts[direction] for direction in DIRECTIONS},
+        stayed_wrong=len(stayed),
     )
 
 
-def _in_order(flips: Sequence[FlippedItem]) -> list[FlippedItem]:
-    directions = list(DIRECTIONS)
-    return [
-        flipped
-        for _, flipped in sorted(
-            zip(_turns(flips), flips, strict=True),
-            key=lambda row: (directions.index(row[1].flip), row[1].condition != CLEAN, row[0]),
-        )
-    ]
+def _pixels(item: Item) -> tuple[str, str]:
+    """What the picture that the models saw depends on; a probe or a paraphrase leaves it as it is."""
+    altered = item.corruption is not None and item.corruption[0] != PERTURBED + PARAPHRASE
+    return item.image_id, item.condition if altered else CLEAN
 
 
-def _turns(flips: Sequence[FlippedItem]) -> Iterator[int]:
-    """0 for the first flip of a direction and condition, 1 for the second …"""
-    seen: Counter[tuple[Flip, str]] = Counter()
-    for flipped in flips:
-        yield seen[flipped.flip, flipped.condition]
-        seen[flipped.flip, flipped.condition] += 1
+def _in_order(
+    names: Sequence[str],
+    items: Mapping[str, Item],
+    flips: Mapping[str, Flip],
+    failures: Mapping[str, FailedItem],
+) -> list[str]:
+    directions: list[Flip | None] = [*DIRECTIONS, None]
+    seen: Counter[tuple[Flip | None, str, str]] = Counter()
+    keyed = []
+    for name in names:
+        direction, condition = flips.get(name), items[name].condition
+        kind = (direction, condition, _category(failures.get(name)))
+        keyed.append(((directions.index(direction), condition != CLEAN, seen[kind]), name))
+        seen[kind] += 1
+    return [name for _, name in sorted(keyed, key=lambda row: row[0])]
+
+
+def _category(failure: FailedItem | None) -> str:
+    if failure is None:
+        return ""
+    return EMPTY if failure.category is None else CATEGORIES[failure.category]
 
 
 def _entry(
-    flipped: FlippedItem, item: Item, before: Answer, now: Answer, thumbnail: Thumbnail | None
+    item: Item,
+    direction: Flip | None,
+    failure: FailedItem | None,
+    before: Answer,
+    now: Answer,
+    thumbnail: Thumbnail | None,
 ) -> Entry:
     return Entry(
         id=item.id,
-        direction=flipped.flip,
+        direction=direction,
+        category=_category(failure),
+        reason=failure.reason if failure else "",
         group=item.group,
         condition=item.condition,
-        corruption=item.corruption[0] if item.corruption else "",
+        kind=item.kind,
+        change=item.condition.partition("/")[0] if item.kind is not Kind.CLEAN else "",
         question=item.prompt,
         accepted=tuple(dict.fromkeys(item.answers)),
         reference=before.text,

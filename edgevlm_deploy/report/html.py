@@ -21,8 +21,18 @@ from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.report import charts, gallery, heat_map, inventory, outcome
-from edgevlm_deploy.report.names import REPORT
-from edgevlm_deploy.report.quantity import TITLES, UNITS, Unit, estimated, interval, limit, measured, quantity
+from edgevlm_deploy.report.names import CATEGORIES, EMPTY, MEANINGS, REPORT
+from edgevlm_deploy.report.quantity import (
+    TITLES,
+    UNITS,
+    Unit,
+    estimated,
+    interval,
+    items,
+    limit,
+    measured,
+    quantity,
+)
 from edgevlm_deploy.verdict import Verdict
 
 _HERE = Path(__file__).parent
@@ -99,14 +109,28 @@ def render(
             heat=heat_map.build(metrics),
             names=REPORT,
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
+            probed=bool(
+                metrics.negation or metrics.blind or metrics.background_items or metrics.foreign_items
+            ),
+            probe_bars=charts.interval_bars(_probe_drops(metrics)),
             reliability=_reliability(metrics),
             risk_curves=_risk_curves(metrics),
+            abstaining=outcome.abstaining(metrics),
+            selector=metrics.selector[-1] if metrics.selector else None,
+            selector_curves=_selector_curves(metrics),
             durations=_durations(evidence, verdict),
             sizes=inventory.sizes(bundle),
             precision=inventory.precision(bundle),
             facts={
-                name: inventory.facts(bundle.manifest[name])
-                for name in ("verification", "quantization", "calibration", "reference", "source")
+                name: inventory.facts(bundle.manifest.get(name, {}))
+                for name in (
+                    "verification",
+                    "quantization",
+                    "calibration",
+                    "reference",
+                    "source",
+                    "certainty",
+                )
             },
             machine=inventory.facts({**evidence["machine"], **_board(evidence)}),
             packages=inventory.facts({**bundle.manifest["packages"], **evidence["runtime"]["versions"]}),
@@ -137,6 +161,7 @@ def environment() -> Environment:
         "quantity": quantity,
         "estimate": estimated,
         "commas": "{:,}".format,
+        "items": items,
     }
     environment.globals |= {
         "Unit": Unit,
@@ -147,6 +172,10 @@ def environment() -> Environment:
         "measured": measured,
         "gate_bar": charts.gate_bar,
         "DIRECTIONS": gallery.DIRECTIONS,
+        "STAYED_WRONG": gallery.STAYED_WRONG,
+        "CATEGORIES": CATEGORIES,
+        "MEANINGS": MEANINGS,
+        "EMPTY": EMPTY,
         "BAR": charts.BAR_WIDTH,
         "HISTOGRAM": (charts.HISTOGRAM_WIDTH, charts.HISTOGRAM_HEIGHT),
         "SIDE": charts.RELIABILITY_SIDE,
@@ -172,6 +201,12 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
+def _probe_drops(metrics: Metrics) -> list[Estimate]:
+    """One a form, and last their mean; nothing in metrics without probes."""
+    drops = [row.comparison.accuracy_drop for row in metrics.negation]
+    return [*drops, metrics.estimates["negation_success_drop"]] if drops else []
+
+
 def _reliability(metrics: Metrics) -> dict[str, tuple[charts.ReliabilityPoint, ...]]:
     most = max(one.n for bins in metrics.reliability.values() for one in bins)
     return {
@@ -184,6 +219,14 @@ def _risk_curves(metrics: Metrics) -> charts.RiskCurves | None:
     """None in metrics from before there was selective prediction."""
     curves = {whose: one.curve for whose, one in metrics.selective.items()}
     return charts.risk_curves(curves, GATED_RISK) if curves else None
+
+
+def _selector_curves(metrics: Metrics) -> charts.RiskCurves | None:
+    """MaxProb in the reference's colour, the Selector in the artifact's; None without a Selector."""
+    if not metrics.selector:
+        return None
+    one = metrics.selector[-1]
+    return charts.risk_curves({"reference": one.max_prob.curve, "artifact": one.selector.curve}, GATED_RISK)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from enum import Enum
 
 from edgevlm_deploy.metrics.statistics import Estimate
+from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.verdict import GateResult
 
@@ -35,12 +36,27 @@ TITLES = {
     GateName.CORRUPTED_DIVERGENCE_RATE: "Divergence rate under corruption",
     GateName.CORRUPTED_NEGATIVE_FLIP_RATE: "Negative flip rate under corruption",
     GateName.PERTURBED_DIVERGENCE_RATE: "Divergence rate under perturbation",
+    GateName.NEGATION_SUCCESS: "Success on negation probes",
+    GateName.NEGATION_SUCCESS_DROP: "Drop of success on negation probes",
+    GateName.PRIOR_BIAS: "Same answer without the picture",
+    GateName.PRIOR_BIAS_INCREASE: "More answers without the picture",
+    GateName.BACKGROUND_GAP: "Cost of another background, more than before",
+    GateName.WORST_GROUP_ACCURACY: "Accuracy of the worst group",
+    GateName.SPURIOUS_GAP_INCREASE: "Relative spurious gap increase",
+    GateName.OOD_AUROC: "Unfamiliar told from familiar (AUROC)",
+    GateName.OOD_AUROC_DROP: "Drop of that AUROC",
     GateName.ECE: "Calibration error",
     GateName.ECE_INCREASE: "Calibration error increase",
     GateName.ADAPTIVE_ECE_INCREASE: "Adaptive calibration error increase",
     GateName.BRIER_INCREASE: "Brier score increase",
     GateName.COVERAGE_AT_RISK_5: "Coverage at 5% risk",
     GateName.COVERAGE_AT_RISK_5_DROP: "Drop of coverage at 5% risk",
+    GateName.SELECTOR_COVERAGE_AT_RISK_1: "Coverage at 1% risk by the Selector",
+    GateName.SELECTOR_COVERAGE_AT_RISK_5: "Coverage at 5% risk by the Selector",
+    GateName.SELECTOR_GAIN_AT_RISK_1: "Coverage added by the Selector at 1% risk",
+    GateName.SELECTOR_GAIN_AT_RISK_5: "Coverage added by the Selector at 5% risk",
+    GateName.ANSWERED_SHARE: "Questions answered",
+    GateName.ANSWERED_RISK: "Wrong among the answered",
     GateName.TIME_TO_FIRST_TOKEN_MS_P95: "First token p95",
     GateName.LATENCY_MS_P95: "Latency p95",
     GateName.PEAK_RSS_BYTES: "Peak memory",
@@ -58,12 +74,27 @@ UNITS = {
     GateName.CORRUPTED_DIVERGENCE_RATE: Unit.SHARE,
     GateName.CORRUPTED_NEGATIVE_FLIP_RATE: Unit.SHARE,
     GateName.PERTURBED_DIVERGENCE_RATE: Unit.SHARE,
+    GateName.NEGATION_SUCCESS: Unit.SHARE,
+    GateName.NEGATION_SUCCESS_DROP: Unit.POINTS,
+    GateName.PRIOR_BIAS: Unit.SHARE,
+    GateName.PRIOR_BIAS_INCREASE: Unit.POINTS,
+    GateName.BACKGROUND_GAP: Unit.POINTS,
+    GateName.WORST_GROUP_ACCURACY: Unit.SHARE,
+    GateName.SPURIOUS_GAP_INCREASE: Unit.POINTS,
+    GateName.OOD_AUROC: Unit.RATIO,
+    GateName.OOD_AUROC_DROP: Unit.RATIO,
     GateName.ECE: Unit.SHARE,
     GateName.ECE_INCREASE: Unit.POINTS,
     GateName.ADAPTIVE_ECE_INCREASE: Unit.POINTS,
     GateName.BRIER_INCREASE: Unit.RATIO,
     GateName.COVERAGE_AT_RISK_5: Unit.SHARE,
     GateName.COVERAGE_AT_RISK_5_DROP: Unit.POINTS,
+    GateName.SELECTOR_COVERAGE_AT_RISK_1: Unit.SHARE,
+    GateName.SELECTOR_COVERAGE_AT_RISK_5: Unit.SHARE,
+    GateName.SELECTOR_GAIN_AT_RISK_1: Unit.POINTS,
+    GateName.SELECTOR_GAIN_AT_RISK_5: Unit.POINTS,
+    GateName.ANSWERED_SHARE: Unit.SHARE,
+    GateName.ANSWERED_RISK: Unit.SHARE,
     GateName.TIME_TO_FIRST_TOKEN_MS_P95: Unit.MILLISECONDS,
     GateName.LATENCY_MS_P95: Unit.MILLISECONDS,
     GateName.PEAK_RSS_BYTES: Unit.BYTES,
@@ -95,6 +126,12 @@ def estimated(estimate: Estimate, unit: Unit) -> str:
     if estimate.low is None and estimate.high is None:
         return quantity(estimate.value, unit)
     return f"{quantity(estimate.value, unit)} {interval(estimate.low, estimate.high, unit)}"
+
+
+def items(metrics: Metrics) -> str:
+    """As in "2,400 clean, 2,000 corrupted and 400 negated items"."""
+    parts = [f"{n:,} {kind}" for kind, n in metrics.counts.items()]
+    return f"{', '.join(parts[:-1])} and {parts[-1]} items"
 
 
 def limit(gate: GateResult) -> str:

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgevlm_runner.bundle import Bundle
 
 from edgevlm_deploy.comparison import Compared, Differences
+from edgevlm_deploy.judging import Judged
+from edgevlm_deploy.metrics import Estimate
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.report import inventory
 from edgevlm_deploy.report.gallery import DIRECTIONS
-from edgevlm_deploy.report.outcome import changes, comparability, headline, remarks, why
+from edgevlm_deploy.report.names import CATEGORIES
+from edgevlm_deploy.report.outcome import abstaining, changes, comparability, headline, remarks, why
 from edgevlm_deploy.report.quantity import Unit, estimated, limit, measured, quantity
 from edgevlm_deploy.verdict import GateResult, Outcome, Verdict
 
@@ -74,7 +77,8 @@ def verdict_table(validation: Validation) -> str:
         if gate.outcome is Outcome.SKIPPED and gate.explanation
     ]
     warnings = [Text(one, "yellow") for one in remarks(validation.evidence)]
-    return _rendered(table, Text(""), *skipped, sentence, *warnings, places)
+    withheld = [Text(one) for one in abstaining(validation.metrics)]
+    return _rendered(table, Text(""), *skipped, *withheld, sentence, *warnings, places)
 
 
 def _status(gate: GateResult) -> str:
@@ -165,6 +169,37 @@ def _changed_items(found: Differences) -> list[Any]:
     more = len(items) - MOST_CHANGED
     rest = [Text(f"… and {more:,} more; --json and --html have them.", "dim")] if more > 0 else []
     return [table, *rest, Text("")]
+
+
+def judges_table(judged: Judged) -> str:
+    """Failures by category, a column a judge; then how each two judges agree."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("failure", no_wrap=True)
+    for column in judged.columns:
+        table.add_column(Text(column.judge), justify="right")
+    for category, title in CATEGORIES.items():
+        table.add_row(title, *(f"{column.counts[category]:,}" for column in judged.columns))
+    for title, counts in (
+        ("unparsed", [column.unparsed for column in judged.columns]),
+        ("not asked", [column.missing for column in judged.columns]),
+    ):
+        if any(counts):
+            table.add_row(Text(title, "dim"), *(f"{count:,}" for count in counts))
+    agreements = [
+        Text(f"{one.a} and {one.b}: {one.same:,} of {one.kappa.n:,} alike, Cohen's κ {_kappa(one.kappa)}")
+        for one in judged.agreements
+    ]
+    empty = f", {judged.empty:,} of them empty and judged by nobody" if judged.empty else ""
+    sentence = Text(f"{_count(judged.failures, 'wrong answer')}{empty}.", "bold")
+    return _rendered(table, Text(""), *agreements, sentence)
+
+
+def _kappa(estimate: Estimate) -> str:
+    told = estimated(estimate, Unit.RATIO)
+    return f"{told} ({estimate.note})" if estimate.note else told
 
 
 def _count(number: int, noun: str) -> str:

@@ -2,12 +2,13 @@
 
 Python 3.8, standard library only. Every dataclass here is frozen, round-trips through
 `to_json` / `from_json`, and rejects unknown keys, so that a file from another version
-is refused instead of being half understood.
+is refused instead of being half understood. A key with a plain default may be absent.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
@@ -22,16 +23,45 @@ PERTURBED = "perturbed:"
 """How conditions begin that should change no answer at all."""
 PARAPHRASE = "paraphrase"
 """The perturbation that leaves the picture alone: the item's prompt is the changed question."""
+NEGATED = "negated:"
+"""How conditions of negation probes begin; the name of the probe's form follows."""
+NEGATED_BLIND = "negated-blind:"
+"""The same probe without a picture."""
+BLIND = "blind"
+"""The clean question without its picture."""
+GREY = "blind:grey"
+"""The clean question with one grey area in place of its picture."""
+BACKGROUND = "background"
+"""The clean question about a picture that differs in its background alone."""
+OOD = "ood"
+"""A question or picture from another distribution than the clean items'."""
 
 T = TypeVar("T")
+
+
+class Kind(str, enum.Enum):
+    """What an item is there for. Each metric looks at items of one kind, or at one kind beside the clean."""
+
+    CLEAN = "clean"
+    TEMPERATURE = "temperature"
+    CORRUPTED = "corrupted"
+    PERTURBED = "perturbed"
+    NEGATED = "negated"
+    NEGATED_BLIND = "negated-blind"
+    BLIND = "blind"
+    BACKGROUND = "background"
+    OOD = "ood"
+
+
+_KINDS = {kind.value for kind in Kind}
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One question that the reference and the artifact both answer.
 
-    A corrupted or perturbed variant is an item of its own: same `base_id`, other `condition`.
-    The bundle holds the clean picture only; the corrupted pixels are made where they
+    A variant is an item of its own: `base_id` names the clean item, `condition` what was done to it.
+    The bundle holds the clean picture only; corrupted pixels are made where they
     are needed, from (`image_id`, condition, seed of the suite).
     """
 
@@ -40,20 +70,40 @@ class Item:
     group: str
     """Kind of question, e.g. "count"; "" when the data names none."""
     condition: str
-    """"clean", "temperature", "<corruption>/<severity>" or "perturbed:<perturbation>/<level>", e.g.
+    """"clean", "temperature", "<corruption>/<severity>", "perturbed:<perturbation>/<level>",
+    "negated:<form>", "negated-blind:<form>", "blind", "blind:grey", "background" or "ood"; e.g.
     "gaussian_noise/3"."""
     image: str
     """Path inside the bundle, or "" for a question without a picture."""
     image_id: str
-    """SHA-256 of the picture's file; items of one picture are one statistical cluster."""
+    """SHA-256 of the picture's file, also where the picture is withheld; items of one picture are one
+    statistical cluster."""
     prompt: str
     answers: Tuple[str, ...]
-    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match."""
+    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match. Of the negation probes
+    `is_not` and `absent`: what is depicted and must not be named."""
+    background: str = ""
+    """What is behind the objects, "" when the data do not say."""
+
+    @property
+    def kind(self) -> Kind:
+        name = self.condition.partition(":")[0]
+        return Kind(name) if name in _KINDS else Kind.CORRUPTED
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the picture that the question is about is withheld: the reply tells of no sight."""
+        return self.kind in (Kind.NEGATED_BLIND, Kind.BLIND)
+
+    @property
+    def form(self) -> str:
+        """Of a negation probe, e.g. "is_not"; otherwise what else follows a colon."""
+        return self.condition.partition(":")[2]
 
     @property
     def corruption(self) -> Optional[Tuple[str, int]]:
-        """(name, severity) of what is done to the picture, perturbations included; None for a clean one."""
-        if self.condition in (CLEAN, TEMPERATURE):
+        """(name, severity) of what is done to the picture, perturbations included; None for other kinds."""
+        if self.kind not in (Kind.CORRUPTED, Kind.PERTURBED):
             return None
         name, _, severity = self.condition.partition("/")
         return name, int(severity)
@@ -61,7 +111,7 @@ class Item:
     @property
     def perturbed(self) -> bool:
         """Whether the change is a perturbation, which may cost nothing, and no corruption."""
-        return self.condition.startswith(PERTURBED)
+        return self.kind is Kind.PERTURBED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +126,24 @@ class Answer:
     """Natural logarithm of each generated token's probability, same length as `token_ids`."""
     finished: bool
     """False when `max_new_tokens` ended the answer."""
+    selector: Optional[float] = None
+    """How right the bundle's Selector takes the answer to be, in [0, 1]; None without one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Certainty:
+    """What a bundle does with how sure it is: its confidence is scaled, and it may abstain."""
+
+    temperature: float = 1.0
+    """Divides the log-odds of the confidence; 1 leaves it as it is."""
+    fitted_on: int = 0
+    """Held-out answers that gave the temperature; 0: they could give none."""
+    abstain: str = ""
+    """What decides whether it answers: "selector", "maxprob", or "" for always answering."""
+    threshold: Optional[float] = None
+    """It answers from this score on; None with `abstain`: never, no threshold kept the risk."""
+    graph: str = ""
+    """The Selector's path inside the bundle, "" without one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +181,21 @@ class PromptSpec:
     tokens_per_tile: int
 
 
+def kept_tokens(tokens: int, share: float) -> int:
+    """How many of `tokens` image tokens are left when a share of them is kept: at least one of any."""
+    return min(tokens, max(1, round(tokens * share)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """The decoder drops image tokens while it reads the prompt (FastV)."""
+
+    layer: int
+    """The first layer without them, counted from 0."""
+    keep: float
+    """Share of the prompt's image tokens that stay."""
+
+
 Profiles = Mapping[str, Sequence[Mapping[str, Sequence[Sequence[int]]]]]
 """component → optimisation profiles, each input name → smallest, usual and largest shape."""
 
@@ -140,6 +223,10 @@ class ModelSpec:
     vocab_size: int
     profiles: Profiles = dataclasses.field(default_factory=dict)
     """Ranges that engines are built for; empty for runtimes that build none."""
+    pruning: Optional[Pruning] = None
+    """None for decoders that see every token in every layer."""
+    hidden: bool = False
+    """Whether the decoder also gives the hidden state behind its logits, for a Selector."""
 
 
 def to_json(value: Any) -> Any:
@@ -150,21 +237,28 @@ def to_json(value: Any) -> Any:
 def from_json(cls: Type[T], data: Any, where: str) -> T:
     """Build `cls` from parsed JSON; `where` names the file for the error message.
 
-    Raises BundleError on missing, unknown or mistyped keys.
+    Keys with a default may be missing. Raises BundleError on other missing, unknown or mistyped keys.
     """
     if not isinstance(data, dict):
         raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown, missing = sorted(set(data) - set(fields)), sorted(set(fields) - set(data))
+    required = {
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    unknown, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
     if unknown or missing:
         raise BundleError(
             f"{where}: {cls.__name__} has unknown keys {unknown} and lacks {missing}. "
             "The bundle was written by another version of edgevlm; compile it again."
         )
-    nested = {"image": ImageSpec, "prompt": PromptSpec} if cls is ModelSpec else {}
+    nested: Dict[str, Any] = {}
+    if cls is ModelSpec:
+        nested = {"image": ImageSpec, "prompt": PromptSpec, "pruning": Pruning}
     values: Dict[str, Any] = {}
     for name, value in data.items():
-        if name in nested:
+        if name in nested and not (name == "pruning" and value is None):
             value = from_json(nested[name], value, where)
         elif isinstance(value, list):
             value = tuple(value)
@@ -181,6 +275,7 @@ _TYPES: Dict[str, Tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
     "Optional[int]": (int, type(None)),
+    "Optional[float]": (int, float, type(None)),
 }
 
 

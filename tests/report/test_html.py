@@ -14,9 +14,11 @@ import pytest
 
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.consistency import Flip
-from edgevlm_deploy.metrics.tables import Scaling
-from edgevlm_deploy.recipe import Gate, GateName
+from edgevlm_deploy.metrics.tables import Metrics, Scaling
+from edgevlm_deploy.recipe import Gate, GateName, ProbeForm
 from edgevlm_deploy.report import gallery, html
+from edgevlm_deploy.report.names import CATEGORIES
+from edgevlm_deploy.report.quantity import Unit, estimated, quantity
 from edgevlm_deploy.verdict import judge
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -103,11 +105,16 @@ def test_every_table_has_a_caption_and_scopes(text: str) -> None:
     assert [tag for tag, _ in page.tags if tag in ("h1", "h2")][:2] == ["h1", "h2"]
 
 
-def test_every_flip_and_gate_is_on_the_page(small_case: Any, text: str) -> None:
+def stayed_wrong(case: Any) -> int:
+    """Failures whose answer did not change."""
+    return len({one.id for one in case.metrics.failures} - {one.id for one in case.metrics.flips})
+
+
+def test_every_flip_failure_and_gate_is_on_the_page(small_case: Any, text: str) -> None:
     page = Page(text)
     shown = [a["data-direction"] for a in page.all("article")]
-    assert len(shown) == len(small_case.metrics.flips)
-    directions = [direction.value for direction in gallery.DIRECTIONS]
+    assert len(shown) == len(small_case.metrics.flips) + stayed_wrong(small_case)
+    directions = [*(direction.value for direction in gallery.DIRECTIONS), "stayed"]
     assert shown == sorted(shown, key=lambda one: directions.index(one or "")), "right → wrong first"
     for gate in small_case.verdict.gates:
         assert gate.reason in "".join(page.text)
@@ -115,21 +122,27 @@ def test_every_flip_and_gate_is_on_the_page(small_case: Any, text: str) -> None:
 
 
 def test_what_abstaining_buys_is_drawn_and_told(small_case: Any, text: str, tmp_path: Path) -> None:
-    assert text.count("coverage at 5% risk") == 2
+    assert text.count("coverage at 5% risk") == 4, "of reference and artifact, of MaxProb and Selector"
     for whose in ("reference", "artifact"):
         assert f'<polyline class="{whose}"' in text.split("Answering only when sure")[1]
         for one in small_case.metrics.selective[whose].points:
             assert one.threshold is None or f"{one.threshold:.4f}" in text
-    before = small_case.metrics.model_copy(update={"selective": {}})
-    assert "Answering only when sure" not in rendered(small_case, tmp_path / "old.html", metrics=before)
+    gain = small_case.metrics.selector[1].gains[0].gain
+    assert f"a difference of {estimated(gain, Unit.POINTS)}" in text
+    assert "By its own threshold the bundle answers" in text and "When the questions drift" in text
+    before = small_case.metrics.model_copy(update={"selective": {}, "selector": (), "mixture": None})
+    old = rendered(small_case, tmp_path / "old.html", metrics=before)
+    assert "Answering only when sure" not in old and "MaxProb and Selector" not in old
 
 
 def test_the_temperature_is_told_where_there_is_one(small_case: Any, text: str, tmp_path: Path) -> None:
-    assert "Temperature of the" not in text
+    assert "Temperature of the artifact, shipped with it and fitted on 500 held-out answers: 1.400" in text
+    without = small_case.metrics.model_copy(update={"scaling": {}})
+    assert "Temperature of the" not in rendered(small_case, tmp_path / "without.html", metrics=without)
     scaling = {"artifact": Scaling(temperature=1.5, n=128, ece_before=0.09, ece_after=0.03)}
     metrics = small_case.metrics.model_copy(update={"scaling": scaling})
     told = rendered(small_case, tmp_path / "scaled.html", metrics=metrics)
-    assert "fitted on 128 calibration questions: 1.500; with it ECE 9.00% → 3.00%" in told
+    assert "fitted on 128 held-out answers: 1.500; with it ECE 9.00% → 3.00%" in told
 
 
 def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) -> None:
@@ -141,11 +154,32 @@ def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) ->
         item = by_id[entry.id]
         assert (entry.thumbnail is None) == (not item.image)
         if entry.thumbnail is not None:
-            assert seen.setdefault(entry.thumbnail.id, (item.image_id, item.condition)) == (
-                item.image_id,
-                item.condition,
-            )
+            altered = item.corruption and item.corruption[0] != "perturbed:paraphrase"
+            shown = (item.image_id, item.condition if altered else "clean")
+            assert seen.setdefault(entry.thumbnail.id, shown) == shown
     assert len(seen) == len(built.thumbnails)
+
+
+def test_failures_are_counted_by_kind_and_told_on_their_cards(small_case: Any, text: str) -> None:
+    page = Page(text)
+    table = text.split('<table class="kinds">')[1].split("</table>")[0]
+    assert [name.split(",")[0] for name in re.findall(r'colspan="4"[^>]*>([^<]*)<', table)] == [
+        "clean",
+        "corrupted",
+        "perturbed",
+    ]
+    for title, row in zip(CATEGORIES.values(), table.split('<th scope="row">')[1:], strict=False):
+        assert row.startswith(title)
+        counts = [int(one) for one in re.findall(r'class="number(?: first)?">([\d,]+)<', row)]
+        category = next(key for key, name in CATEGORIES.items() if name == title)
+        rows = [
+            next(row for row in one.rows if row.category is category)
+            for one in small_case.metrics.taxonomy.values()
+        ]
+        assert counts == [count for row in rows for count in (row.reference, row.artifact)]
+    named = [a["data-category"] for a in page.all("article")]
+    assert len([name for name in named if name]) == len(small_case.metrics.failures)
+    assert {one.reason for one in small_case.metrics.failures} <= set(page.text)
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_SHOWN", 5), ("MAX_PICTURE_BYTES", 12_000)])
@@ -154,8 +188,9 @@ def test_the_gallery_is_bounded(
 ) -> None:
     monkeypatch.setattr(gallery, limit, value)
     built = _gallery(small_case)
-    total = sum(built.total.values())
-    assert 0 < len(built.entries) < total == len(small_case.metrics.flips)
+    assert sum(built.total.values()) == len(small_case.metrics.flips)
+    assert built.stayed_wrong == stayed_wrong(small_case) > 0
+    assert 0 < len(built.entries) < len(small_case.metrics.flips)
     assert built.entries[0].direction is Flip.NEGATIVE
     text = rendered(small_case, tmp_path / "report.html")
     assert f"The page holds {len(built.entries)} of them" in text
@@ -186,12 +221,34 @@ def test_perturbations_have_a_table_of_their_own(small_case: Any, tmp_path: Path
         title = row.perturbation.replace("perturbed:", "").replace("_", " ")
         assert f'<th scope="row">{title}</th>' in text
     assert len(small_case.metrics.perturbations) == 4
-    items = (
-        small_case.metrics.clean_items,
-        small_case.metrics.corrupted_items,
-        small_case.metrics.perturbed_items,
+    found = small_case.metrics
+    assert (
+        f"{found.clean_items:,} clean, {found.corrupted_items:,} corrupted, {found.perturbed_items:,} p"
+        in text
     )
-    assert "{:,} clean, {:,} corrupted and {:,} perturbed items".format(*items) in text
+
+
+def test_probes_have_a_section_of_their_own(
+    small_case: Any, make_case: Callable[..., Any], tmp_path: Path
+) -> None:
+    found, text = small_case.metrics, rendered(small_case, tmp_path / "report.html")
+    assert f"{found.probed_items:,} negated and {found.background_items:,} background items on" in text
+    section = text.split('<section id="probes"')[1].split("</section>")[0]
+    assert [row.form for row in found.negation] == [form.value for form in ProbeForm]
+    for row in found.negation:
+        assert f"{row.comparison.n}<small>of {row.asked}</small>" in section
+        assert quantity(row.artifact_lenient.value, Unit.SHARE) in section
+    for name in ("negation_success", "reference_negation_success", "prior_bias", "spurious_gap"):
+        assert quantity(found.estimates[name].value, Unit.SHARE) in section
+    assert "true yn (control)" in section and "20 of another distribution" in section
+    assert "<dt>not to name</dt>" in text and 'data-change="negated:false_yn"' in text
+    without = make_case(pictures=12, corruptions=())
+    assert 'id="probes"' not in rendered(without, tmp_path / "without.html")
+    older = without.metrics.model_dump()
+    for name in ("negation", "blind", "backgrounds", "probed_items", "background_items", "foreign_items"):
+        del older[name]
+    older["estimates"] = {name: one for name, one in older["estimates"].items() if "negation" not in name}
+    assert rendered(without, tmp_path / "older.html", metrics=Metrics.model_validate(older))
 
 
 def test_a_recipe_without_corruptions(make_case: Callable[..., Any], tmp_path: Path) -> None:
@@ -202,10 +259,10 @@ def test_a_recipe_without_corruptions(make_case: Callable[..., Any], tmp_path: P
 
 def test_an_artifact_that_answers_like_the_reference(make_case: Callable[..., Any], tmp_path: Path) -> None:
     case = make_case(pictures=12, corruptions=())
-    unchanged = case.metrics.model_copy(update={"flips": ()})
+    unchanged = case.metrics.model_copy(update={"flips": (), "failures": (), "taxonomy": {}})
     text = rendered(case, tmp_path / "report.html", metrics=unchanged)
-    assert "The artifact gave the reference's answer to every item." in text
-    assert not Page(text).all("article")
+    assert "The artifact gave the reference's answer to every item, and all of them are right." in text
+    assert not Page(text).all("article") and "Kinds of failure" not in text
 
 
 def test_evidence_of_another_bundle_is_refused(small_case: Any, tmp_path: Path) -> None:

@@ -72,15 +72,25 @@ def console(browser: Chrome) -> list[Any]:
     return list(browser.get_log("browser"))  # type: ignore[no-untyped-call]
 
 
+def cards(page: Chrome, case: Any) -> list[tuple[str, str, str]]:
+    """(direction, condition, kind of question) of what the page's gallery holds."""
+    flips = [(one.flip.value, one.condition, one.group) for one in case.metrics.flips]
+    changed = {one.id for one in case.metrics.flips}
+    stayed = [one for one in case.metrics.failures if one.id not in changed]
+    if page.title.endswith("changed answers"):  # of a comparison
+        return flips
+    return [*flips, *(("stayed", one.condition, one.group) for one in stayed)]
+
+
 def visible(page: Chrome) -> list[Any]:
     return [card for card in page.find_elements(By.CSS_SELECTOR, ".flip") if card.is_displayed()]
 
 
 def test_direction_condition_and_kind_narrow_the_gallery(page: Chrome, small_case: Any) -> None:
-    flips = small_case.metrics.flips
-    assert len(visible(page)) == len(flips)
+    everything = cards(page, small_case)
+    assert len(visible(page)) == len(everything)
     page.find_element(By.CSS_SELECTOR, "input[name=direction][value=negative]").click()
-    negative = [one for one in flips if one.flip.value == "negative"]
+    negative = [one for one in small_case.metrics.flips if one.flip.value == "negative"]
     assert [card.get_attribute("data-direction") for card in visible(page)] == ["negative"] * len(negative)
     assert page.find_element(By.ID, "shown").text == str(len(negative))
     condition = Select(page.find_element(By.NAME, "condition"))
@@ -91,20 +101,41 @@ def test_direction_condition_and_kind_narrow_the_gallery(page: Chrome, small_cas
     Select(page.find_element(By.NAME, "group")).select_by_visible_text(group)
     assert len(visible(page)) == sum(one.group == group for one in clean)
     page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
-    assert len(visible(page)) == len(flips)
+    assert len(visible(page)) == len(everything)
+
+
+def test_kinds_of_failure_narrow_the_gallery(page: Chrome, small_case: Any) -> None:
+    everything = visible(page)
+    select = Select(page.find_element(By.NAME, "category"))
+    counted = 0
+    for name in [str(option.text) for option in select.options][1:]:
+        select.select_by_visible_text(name)
+        assert visible(page) and all(name in card.text for card in visible(page))
+        counted += len(visible(page))
+    right = [card for card in everything if not card.get_attribute("data-category")]
+    assert counted == len(everything) - len(right) and all(
+        card.get_attribute("data-direction") in ("positive", "neutral")
+        or card.get_attribute("data-kind") in ("negated", "background")  # no answers to the clean question
+        for card in right
+    )
 
 
 def test_one_corruption_and_all_of_them(page: Chrome, small_case: Any) -> None:
-    changed = [one for one in small_case.metrics.flips if one.condition != "clean"]
-    flips = [one for one in changed if not one.condition.startswith("perturbed:")]
+    kinds: dict[str, list[str]] = {}
+    for _, change, _ in cards(page, small_case):
+        kind = change.partition(":")[0]
+        kinds.setdefault("corrupted" if "/" in kind else kind, []).append(change)
+    flips = kinds["corrupted"]
     condition = Select(page.find_element(By.NAME, "condition"))
-    condition.select_by_value("corrupted")
-    assert len(visible(page)) == len(flips)
-    condition.select_by_value("perturbed")
-    assert 0 < len(visible(page)) == len(changed) - len(flips)
-    name = flips[0].condition.split("/")[0]
+    assert set(kinds) >= {"clean", "corrupted", "perturbed", "negated"}
+    for kind, of_kind in kinds.items():
+        condition.select_by_value(kind)
+        assert len(visible(page)) == len(of_kind) > 0
+    condition.select_by_value("negated:counter")
+    assert len(visible(page)) == kinds["negated"].count("negated:counter") > 0
+    name = flips[0].split("/")[0]
     condition.select_by_value(name)
-    assert len(visible(page)) == sum(one.condition.startswith(f"{name}/") for one in flips)
+    assert len(visible(page)) == sum(one.startswith(f"{name}/") for one in flips)
 
 
 def test_free_text(page: Chrome) -> None:
@@ -164,7 +195,7 @@ def test_it_reads_without_scripts(browser: Chrome, address: str, small_case: Any
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get(address)
-        assert len(visible(browser)) == len(small_case.metrics.flips)
+        assert len(visible(browser)) == len(cards(browser, small_case))
         assert not browser.find_element(By.ID, "filters").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
