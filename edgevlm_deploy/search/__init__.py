@@ -14,10 +14,11 @@ from pathlib import Path
 
 from edgevlm_deploy import __version__, metrics, quiet, roofline
 from edgevlm_deploy.artifacts import pretty_json, write_text_atomic
+from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.pipeline import DEMO, Order
 from edgevlm_deploy.pipeline.job import prepare
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.recipe import Algorithm, Component, GateName
+from edgevlm_deploy.recipe import Algorithm, Component, GateName, Recipe, ReductionMethod
 from edgevlm_deploy.search import inputs, ladder, outlook, space, study
 from edgevlm_deploy.search import winner as recipes
 from edgevlm_deploy.search.front import front
@@ -57,6 +58,7 @@ def search(order: Order, settings: Settings, watch: Watcher) -> Found:
     with quiet.libraries():
         job = prepare(order, watch)
         recipe = job.plan.recipe
+        _check_reduction(recipe)
         named = [one.algorithm for one in recipe.components.values()]
         named += [one.algorithm for one in recipe.modules]
         algorithms = tuple(dict.fromkeys(settings.algorithms or named))
@@ -83,6 +85,15 @@ def search(order: Order, settings: Settings, watch: Watcher) -> Found:
     )
     _write(found, directory)
     return found
+
+
+def _check_reduction(recipe: Recipe) -> None:
+    reduction = recipe.image.reduction
+    if reduction is not None and reduction.method is ReductionMethod.FASTV:
+        raise PlanError(
+            f"Recipe {recipe.name}: fastv prunes by what the last token of the prompt attends to, so answers "
+            "cannot be judged in one pass. Search with visionzip, tome or all image tokens."
+        )
 
 
 def _explore(
