@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, PERTURBED, TEMPERATURE, Answer, Item, read_jsonl
+from edgevlm_runner.contract import CLEAN, PERTURBED, OOD, TEMPERATURE, Answer, Item, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
 from edgevlm_deploy import bundle as bundles
@@ -216,7 +216,7 @@ def compare(a: Side, b: Side) -> Compared:
 
 def _counted(items: Sequence[Item]) -> tuple[Item, ...]:
     """Without the questions that only the temperature is fitted on: no metric counts them."""
-    return tuple(item for item in items if item.condition != TEMPERATURE)
+    return tuple(item for item in items if item.condition not in (TEMPERATURE, OOD))
 
 
 def common_items(a: Sequence[Item], b: Sequence[Item], same_seed: bool) -> tuple[Item, ...]:

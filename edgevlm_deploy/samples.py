@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevlm_deploy import __version__, datasets
@@ -21,25 +21,55 @@ class Samples:
 
     calibration: tuple[datasets.Sample, ...]
     evaluation: tuple[datasets.Sample, ...]
+    ood: tuple[datasets.Sample, ...] = ()
+    """Pictures of none of the classes."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every accepted answer, sorted: the classes, where pictures are labelled."""
+        given = (*self.calibration, *self.evaluation)
+        return tuple(sorted({answer for one in given for answer in one.answers}))
 
 
 def gather(
-    data: Path | None, calibration: Path | None, images: Path | None, recipe: Recipe, cache: Path
+    data: Path | None,
+    calibration: Path | None,
+    images: Path | None,
+    recipe: Recipe,
+    cache: Path,
+    labelled: bool = False,
 ) -> Samples:
     """`data` is judged; `calibration` calibrates, or a fifth of the pictures in `data` when it is None.
 
-    Without `data`, the demo's scenes are rendered into `cache`. Raises DataError and NotFoundError.
+    Without `data`, the demo's scenes are rendered into `cache`. With `labelled`, the data are pictures with
+    a class each, which is also their group unless the data names another.
+    Raises DataError and NotFoundError.
     """
     if data is None:
         if calibration is not None:
             raise DataError("--calibration without --data: give the evaluation items as well.")
+        if labelled:
+            raise DataError(
+                "A dual encoder is judged on pictures with a class: give --data, a folder with one sub-folder "
+                "per class or a .jsonl file with `image` and `label`."
+            )
         return _demo(recipe, cache)
-    judged = datasets.load(data, images)
+    read = datasets.load(data, images, labelled=labelled)
+    judged, ood = tuple(one for one in read if not one.ood), tuple(one for one in read if one.ood)
     if calibration is None:
-        return Samples(*datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE))
-    calibrating = datasets.load(calibration, images)
-    datasets.check_disjoint(calibrating, judged)
-    return Samples(calibrating, judged)
+        found = Samples(*datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE), ood)
+    else:
+        calibrating = tuple(one for one in datasets.load(calibration, images, labelled=labelled) if not one.ood)
+        datasets.check_disjoint(calibrating, read)
+        found = Samples(calibrating, judged, ood)
+    return _grouped(found) if labelled else found
+
+
+def _grouped(samples: Samples) -> Samples:
+    def by_class(given: tuple[datasets.Sample, ...]) -> tuple[datasets.Sample, ...]:
+        return tuple(replace(one, group=one.group or "".join(one.answers)) for one in given)
+
+    return Samples(by_class(samples.calibration), by_class(samples.evaluation), samples.ood)
 
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:

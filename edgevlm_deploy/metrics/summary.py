@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from edgevlm_runner.contract import TEMPERATURE, Answer, Item
+from edgevlm_runner.contract import OOD, TEMPERATURE, Answer, Item
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
@@ -37,7 +37,7 @@ def compute(
 
     Raises DataError when there is no clean item or when items and answers do not fit together.
     """
-    pairs = pair([item for item in items if item.condition != TEMPERATURE], reference, artifact)
+    pairs = pair([item for item in items if item.condition not in (TEMPERATURE, OOD)], reference, artifact)
     held_out = pair([item for item in items if item.condition == TEMPERATURE], reference, artifact)
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")

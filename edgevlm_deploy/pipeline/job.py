@@ -9,15 +9,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import ModelSpec, to_json
+from edgevlm_runner.contract import DUAL_ENCODER, DualEncoderSpec, Model, to_json
 
 from edgevlm_deploy import __version__, backends, plan, resources, source
+from edgevlm_deploy.errors import DataError, PlanError
+from edgevlm_deploy.metrics.normalize import normalize
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
+from edgevlm_deploy.recipe import Perturbation, Recipe
+from edgevlm_deploy.samples import Samples, gather
 from edgevlm_deploy.source import SourceModel
-from edgevlm_deploy.target import Backend
+from edgevlm_deploy.target import Backend, Target
 
 DEMO = "demo"
+ZERO_SHOT_RECIPE = "zero-shot-classifier"
+"""What a dual encoder is compiled with where a target would take `default`."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -65,23 +71,58 @@ class Job:
 
     source: SourceModel
     plan: Plan
-    spec: ModelSpec
+    spec: Model
+    samples: Samples
     cache: Path
     watch: Watcher
 
 
 def prepare(order: Order, watch: Watcher) -> Job:
     target = resources.target(order.target)
-    recipe = resources.recipe(order.recipe or target.recipe)
     watch.begin("Model")
     checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
     model = source.inspect(checkpoint, order.revision, order.offline)
+    recipe = resources.recipe(order.recipe or _own_recipe(target, model))
     made = plan.resolve(recipe, target, model.modules)
     backends.require_packages(target.backend)
-    graphs = backends.graph_names(target.backend)
-    spec = source.model_spec(model, recipe, target.backend.value, graphs)
+    watch.begin("Data")
+    labelled, cache = model.kind == DUAL_ENCODER, order.out / "stages"
+    samples = gather(order.data, order.calibration, order.images, recipe, cache, labelled)
+    graphs = backends.graph_names(target.backend, model.kind)
+    spec = source.model_spec(model, recipe, target.backend.value, graphs, samples.labels)
+    if isinstance(spec, DualEncoderSpec):
+        _check_classes(spec, samples, recipe)
     spec = backends.with_profiles(spec, recipe, target)
-    return Job(model, made, spec, order.out / "stages", watch)
+    return Job(model, made, spec, samples, cache, watch)
+
+
+def _own_recipe(target: Target, model: SourceModel) -> str:
+    is_common = target.recipe == Target.model_fields["recipe"].default
+    return ZERO_SHOT_RECIPE if is_common and model.kind == DUAL_ENCODER else target.recipe
+
+
+def _check_classes(spec: DualEncoderSpec, samples: Samples, recipe: Recipe) -> None:
+    """Every label is one of the classes, and answers that are compared by their words stay apart."""
+    classes = spec.text.classes
+    unknown = sorted(set(samples.labels) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} labels in the data are none of the recipe's classes, e.g. {unknown[0]!r}. "
+            "Add them to zero_shot.classes, or mark the pictures `ood` and leave out the label."
+        )
+    words: dict[str, str] = {}
+    for name in classes:
+        other = words.setdefault(normalize(name), name)
+        if other != name:
+            raise DataError(
+                f"the classes {other!r} and {name!r} are the same words once case, articles and punctuation "
+                "are left out; answers could not be told apart. Rename one."
+            )
+    if Perturbation.PARAPHRASE in recipe.evaluation.perturbations:
+        raise PlanError(
+            "evaluation.perturbations: a dual encoder is asked no question that could be paraphrased; "
+            "leave `paraphrase` out."
+        )
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -93,7 +134,7 @@ def compilers(made: Plan) -> dict[str, str]:
     return versions((*PACKAGES, *backends.PACKAGES[made.target.backend]))
 
 
-def what_shapes_answers(spec: ModelSpec) -> Mapping[str, Any]:
+def what_shapes_answers(spec: Model) -> Mapping[str, Any]:
     """The specification without what only the device sees."""
     return {
         key: value

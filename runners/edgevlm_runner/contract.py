@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 from edgevlm_runner.errors import BundleError
 
@@ -18,6 +18,8 @@ FORMAT_VERSION = 1
 CLEAN = "clean"
 TEMPERATURE = "temperature"
 """Condition of clean questions that only the temperature of the confidence is fitted on."""
+OOD = "ood"
+"""Condition of pictures that show none of a classifier's classes; no accuracy counts them."""
 PERTURBED = "perturbed:"
 """How conditions begin that should change no answer at all."""
 PARAPHRASE = "paraphrase"
@@ -47,13 +49,18 @@ class Item:
     image_id: str
     """SHA-256 of the picture's file; items of one picture are one statistical cluster."""
     prompt: str
+    """The question; "" for a classifier, which is asked none."""
     answers: Tuple[str, ...]
-    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match."""
+    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match. A classifier's is the class."""
+    background: str = ""
+    """What stands behind the object, where the data says so."""
+    split: str = ""
+    """"common" or "counter": whether class and background usually go together; "" where not said."""
 
     @property
     def corruption(self) -> Optional[Tuple[str, int]]:
         """(name, severity) of what is done to the picture, perturbations included; None for a clean one."""
-        if self.condition in (CLEAN, TEMPERATURE):
+        if self.condition in (CLEAN, TEMPERATURE, OOD):
             return None
         name, _, severity = self.condition.partition("/")
         return name, int(severity)
@@ -71,11 +78,14 @@ class Answer:
     item_id: str
     text: str
     token_ids: Tuple[int, ...]
-    """Generated tokens, end-of-sequence included when it was produced."""
+    """Generated tokens, end-of-sequence included when it was produced; a classifier's is the class's place
+    among the classes."""
     token_logprobs: Tuple[float, ...]
-    """Natural logarithm of each generated token's probability, same length as `token_ids`."""
+    """Natural logarithm of each generated token's (or the class's) probability, as many as `token_ids`."""
     finished: bool
     """False when `max_new_tokens` ended the answer."""
+    scores: Tuple[float, ...] = ()
+    """A dual encoder's cosines between the picture and each class, in the order of the classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +127,12 @@ Profiles = Mapping[str, Sequence[Mapping[str, Sequence[Sequence[int]]]]]
 """component → optimisation profiles, each input name → smallest, usual and largest shape."""
 
 
+GENERATIVE, DUAL_ENCODER = "generative", "dual_encoder"
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Everything that the runner must know about the compiled model."""
+    """Everything that the runner must know about a compiled model that answers in words."""
 
     family: str
     runtime: str
@@ -140,6 +153,74 @@ class ModelSpec:
     vocab_size: int
     profiles: Profiles = dataclasses.field(default_factory=dict)
     """Ranges that engines are built for; empty for runtimes that build none."""
+    kind: str = GENERATIVE
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameSpec:
+    """How a picture becomes one square (the numbers of CLIP's or SigLIP's preprocessor)."""
+
+    side: int
+    """Of the square, in pixels."""
+    shortest_edge: Optional[int]
+    """The picture is resized until its shorter edge has this length, then its middle is cut out; None: it
+    is squashed into the square."""
+    resample: int
+    """Pillow's filter number."""
+    rescale_factor: float
+    mean: Tuple[float, float, float]
+    std: Tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """The classes in words, and how words become rows of tokens."""
+
+    classes: Tuple[str, ...]
+    templates: Tuple[str, ...]
+    """Sentences with one "{}" where the class goes; their embeddings are averaged."""
+    length: int
+    """Tokens that the text encoder reads, special ones included."""
+    padded: bool
+    """Whether every row has `length` tokens; otherwise rows end where their text ends."""
+    pad_token_id: int
+    end_token_id: Optional[int]
+    """The token whose place holds the text's meaning; None: the last place of the row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoderSpec:
+    """Everything that the runner must know about a compiled dual encoder: pictures and texts in one space."""
+
+    family: str
+    runtime: str
+    """As in ModelSpec."""
+    graphs: Mapping[str, str]
+    """component → path inside the bundle: vision_encoder, text_encoder; LiteRT has one "model"."""
+    image: FrameSpec
+    text: TextSpec
+    projection_size: int
+    """Width of the space that both encoders map into."""
+    vocab_size: int
+    logit_scale: float
+    """What cosines are multiplied by before the activation (the exponential of the stored parameter)."""
+    logit_bias: float
+    activation: str
+    """"softmax" over the classes, or "sigmoid" of each class alone."""
+    profiles: Profiles = dataclasses.field(default_factory=dict)
+    kind: str = DUAL_ENCODER
+
+
+Model = Union[ModelSpec, DualEncoderSpec]
+
+
+def model_from_json(data: Any, where: str) -> Model:
+    """The specification in a bundle's model.json. Raises BundleError."""
+    kinds: Dict[str, Type[Model]] = {GENERATIVE: ModelSpec, DUAL_ENCODER: DualEncoderSpec}
+    kind = data.get("kind", GENERATIVE) if isinstance(data, dict) else GENERATIVE
+    if not isinstance(kind, str) or kind not in kinds:
+        raise BundleError(f"{where}: a model of kind {kind!r}; this edgevlm knows {', '.join(kinds)}.")
+    return from_json(kinds[kind], data, where)
 
 
 def to_json(value: Any) -> Any:
@@ -150,18 +231,23 @@ def to_json(value: Any) -> Any:
 def from_json(cls: Type[T], data: Any, where: str) -> T:
     """Build `cls` from parsed JSON; `where` names the file for the error message.
 
-    Raises BundleError on missing, unknown or mistyped keys.
+    A field with a default may be missing. Raises BundleError on other missing, unknown or mistyped keys.
     """
     if not isinstance(data, dict):
         raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown, missing = sorted(set(data) - set(fields)), sorted(set(fields) - set(data))
+    needed = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    unknown, missing = sorted(set(data) - set(fields)), sorted(needed - set(data))
     if unknown or missing:
         raise BundleError(
             f"{where}: {cls.__name__} has unknown keys {unknown} and lacks {missing}. "
             "The bundle was written by another version of edgevlm; compile it again."
         )
-    nested = {"image": ImageSpec, "prompt": PromptSpec} if cls is ModelSpec else {}
+    nested = _NESTED.get(cls, {})
     values: Dict[str, Any] = {}
     for name, value in data.items():
         if name in nested:
@@ -175,6 +261,10 @@ def from_json(cls: Type[T], data: Any, where: str) -> T:
     return cls(**values)
 
 
+_NESTED: Dict[Any, Dict[str, Any]] = {
+    ModelSpec: {"image": ImageSpec, "prompt": PromptSpec},
+    DualEncoderSpec: {"image": FrameSpec, "text": TextSpec},
+}
 _TYPES: Dict[str, Tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
