@@ -1,0 +1,104 @@
+"""A dual encoder of the families CLIP and SigLIP as two torch modules with fixed signatures.
+
+As in `components`, each keeps the whole model as its only child, so that a node's scope in the exported
+graph is the module name in the source model behind one known prefix. Projections are given [N, 1, D], so
+that they become the same products as all other linear layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from edgevlm_runner.contract import TextSpec
+
+
+class PictureEncoder(torch.nn.Module):  # type: ignore[misc]
+    """pixel_values float32 [N, 3, S, S] → image_embeds float32 [N, D], of any length."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        vision = self.source.vision_model
+        patches = vision.embeddings.patch_embedding(pixel_values)  # [N, D, S / patch, S / patch]
+        hidden = patches.flatten(2).transpose(1, 2)  # [N, patches, D]
+        positions = vision.embeddings.position_embedding.weight
+        is_clip = hasattr(vision.embeddings, "class_embedding")
+        if is_clip:
+            first = vision.embeddings.class_embedding.expand(hidden.shape[0], 1, -1)
+            hidden = vision.pre_layrnorm(torch.cat([first, hidden], dim=1) + positions)
+        else:
+            hidden = hidden + positions
+        hidden = vision.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
+        if is_clip:
+            return self.source.visual_projection(vision.post_layernorm(hidden[:, :1]))[:, 0]
+        return _attention_pooling(vision.head, vision.post_layernorm(hidden))
+
+
+class TextEncoder(torch.nn.Module):  # type: ignore[misc]
+    """input_ids int [N, T] → text_embeds float32 [N, D], of any length.
+
+    mask_value: what hides later tokens from earlier ones where attention takes a mask as a tensor; None
+    where the attention in place is causal by itself. Only CLIP's is causal at all.
+    """
+
+    def __init__(self, source: Any, text: TextSpec, mask_value: float | None = None) -> None:
+        super().__init__()
+        self.source = source
+        self._end_token_id = text.end_token_id
+        self._mask_value = mask_value
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        text = self.source.text_model
+        tokens = input_ids.shape[1]
+        hidden = text.embeddings.token_embedding(input_ids)  # [N, T, D]
+        hidden = hidden + text.embeddings.position_embedding.weight[:tokens]
+        is_clip = self._end_token_id is not None
+        mask = None
+        if is_clip and self._mask_value is not None:
+            hide = torch.full((tokens, tokens), self._mask_value, dtype=hidden.dtype).triu(1)
+            mask = hide[None, None]
+        causal = {"is_causal": True} if is_clip else {}
+        hidden = text.encoder(inputs_embeds=hidden, attention_mask=mask, **causal).last_hidden_state
+        hidden = text.final_layer_norm(hidden)
+        if not is_clip:
+            return text.head(hidden[:, -1:])[:, 0]
+        return self.source.text_projection(_at_first(input_ids, self._end_token_id, hidden))[:, 0]
+
+
+def _at_first(input_ids: torch.Tensor, token: int, hidden: torch.Tensor) -> torch.Tensor:
+    """Hidden states [N, T, D] where `token` stands first → [N, 1, D].
+
+    As a product with zeros and one, instead of ArgMax and a lookup: backends differ in which of equal
+    values ArgMax takes, and in what a lookup by a computed place becomes.
+    """
+    tokens = input_ids.shape[1]
+    order = torch.arange(tokens, 0, -1, device=hidden.device).to(hidden.dtype)  # T, T − 1 … 1
+    rank = (input_ids == token).to(hidden.dtype) * order  # [N, T]; the first has the largest
+    first = (rank == rank.amax(dim=1, keepdim=True)).to(hidden.dtype)
+    return torch.matmul(first[:, None], hidden)
+
+
+def _attention_pooling(head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """SigLIP's pooling [N, T, D] → [N, D]: a learned query attends to all patches.
+
+    torch's MultiheadAttention, spelled out: traced as it is, its fused path has no ONNX form.
+    """
+    attention = head.attention
+    size, heads = attention.embed_dim, attention.num_heads
+    weights, biases = attention.in_proj_weight.split(size), attention.in_proj_bias.split(size)
+    probe = head.probe.expand(hidden.shape[0], 1, size)
+    query, key, value = (
+        torch.nn.functional.linear(given, weight, bias)
+        .reshape(hidden.shape[0], given.shape[1], heads, size // heads)
+        .transpose(1, 2)
+        for given, weight, bias in zip((probe, hidden, hidden), weights, biases, strict=True)
+    )
+    scores = torch.matmul(query * (size // heads) ** -0.5, key.transpose(-1, -2))
+    mixed = torch.matmul(torch.softmax(scores, dim=-1), value)  # [N, heads, 1, D / heads]
+    mixed = mixed.transpose(1, 2).reshape(hidden.shape[0], 1, size)
+    mixed = torch.nn.functional.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
+    pooled = mixed + head.mlp(head.layernorm(mixed))
+    return pooled[:, 0]
