@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, PERTURBED, OOD, TEMPERATURE, Answer, Item, read_jsonl
+from edgevlm_runner.contract import CLEAN, OOD, PERTURBED, TEMPERATURE, Answer, Item, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
 from edgevlm_deploy import bundle as bundles

@@ -50,8 +50,8 @@ def gather(
             raise DataError("--calibration without --data: give the evaluation items as well.")
         if labelled:
             raise DataError(
-                "A dual encoder is judged on pictures with a class: give --data, a folder with one sub-folder "
-                "per class or a .jsonl file with `image` and `label`."
+                "A dual encoder is judged on pictures with a class: give --data, a folder with one "
+                "sub-folder per class or a .jsonl file with `image` and `label`."
             )
         return _demo(recipe, cache)
     read = datasets.load(data, images, labelled=labelled)
@@ -59,7 +59,9 @@ def gather(
     if calibration is None:
         found = Samples(*datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE), ood)
     else:
-        calibrating = tuple(one for one in datasets.load(calibration, images, labelled=labelled) if not one.ood)
+        calibrating = tuple(
+            one for one in datasets.load(calibration, images, labelled=labelled) if not one.ood
+        )
         datasets.check_disjoint(calibrating, read)
         found = Samples(calibrating, judged, ood)
     return _grouped(found) if labelled else found

@@ -85,7 +85,9 @@ def complete(rows: list[Row], problems: Problems, labelled: bool) -> tuple[Sampl
             _check_label(row, problems)
         elif not sample.prompt.strip():
             problems.add(row.where, "the question is empty.")
-        if not all(map(_is_unicode, (sample.id, sample.group, sample.prompt, sample.background, *sample.answers))):
+        if not all(
+            map(_is_unicode, (sample.id, sample.group, sample.prompt, sample.background, *sample.answers))
+        ):
             problems.add(row.where, "holds half a surrogate pair, which is no Unicode text.")
         if sample.id in seen:
             problems.add(row.where, f"id {sample.id!r} was used before, at {seen[sample.id]}.")

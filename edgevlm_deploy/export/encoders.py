@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from edgevlm_runner.contract import TextSpec
 
+HIDDEN = -1e4
+"""Added to the score of a token that is not seen: e^−10⁴ is 0, and unlike −inf it never gives NaN."""
+
 
 class PictureEncoder(torch.nn.Module):  # type: ignore[misc]
     """pixel_values float32 [N, 3, S, S] → image_embeds float32 [N, D], of any length."""
@@ -40,30 +43,28 @@ class PictureEncoder(torch.nn.Module):  # type: ignore[misc]
 class TextEncoder(torch.nn.Module):  # type: ignore[misc]
     """input_ids int [N, T] → text_embeds float32 [N, D], of any length.
 
-    mask_value: what hides later tokens from earlier ones where attention takes a mask as a tensor; None
-    where the attention in place is causal by itself. Only CLIP's is causal at all.
+    with_mask: whether attention takes what hides later tokens from earlier ones as a tensor, for padded rows;
+        otherwise the attention in place is causal by itself. Only CLIP's is causal at all.
     """
 
-    def __init__(self, source: Any, text: TextSpec, mask_value: float | None = None) -> None:
+    def __init__(self, source: Any, text: TextSpec, with_mask: bool = False) -> None:
         super().__init__()
         self.source = source
         self._end_token_id = text.end_token_id
-        self._mask_value = mask_value
+        is_masked = with_mask and text.end_token_id is not None
+        hidden = torch.full((1, 1, text.length, text.length), HIDDEN).triu(1)
+        self.register_buffer("mask", hidden if is_masked else None, persistent=False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         text = self.source.text_model
         tokens = input_ids.shape[1]
         hidden = text.embeddings.token_embedding(input_ids)  # [N, T, D]
         hidden = hidden + text.embeddings.position_embedding.weight[:tokens]
-        is_clip = self._end_token_id is not None
-        mask = None
-        if is_clip and self._mask_value is not None:
-            hide = torch.full((tokens, tokens), self._mask_value, dtype=hidden.dtype).triu(1)
-            mask = hide[None, None]
-        causal = {"is_causal": True} if is_clip else {}
+        mask = None if self.mask is None else self.mask.to(hidden.dtype)
+        causal = {} if self._end_token_id is None else {"is_causal": True}
         hidden = text.encoder(inputs_embeds=hidden, attention_mask=mask, **causal).last_hidden_state
         hidden = text.final_layer_norm(hidden)
-        if not is_clip:
+        if self._end_token_id is None:
             return text.head(hidden[:, -1:])[:, 0]
         return self.source.text_projection(_at_first(input_ids, self._end_token_id, hidden))[:, 0]
 

@@ -85,6 +85,13 @@ def observe(graphs: Mapping[str, Path], samples: Sequence[Inputs], directory: Pa
     return found
 
 
+def observe_runtime(runtime: Encoders, samples: Sequence[Inputs]) -> list[Observed]:
+    """The same through a runtime whose graphs have no quantised inputs."""
+    return [
+        Observed(runtime.encode_image(pixels_of(one)), runtime.encode_text(one.input_ids)) for one in samples
+    ]
+
+
 class _Observing:
     """One graph whose quantised inputs are outputs too."""
 

@@ -141,9 +141,13 @@ def _neural_compressor_reason(wanted: ModuleRequest) -> str:
         return "smoothquant is offered by `quantizer: tensorrt`."
     if wanted.format.static_activation and wanted.component not in (
         Component.VISION_ENCODER,
+        Component.TEXT_ENCODER,
         Component.PROJECTOR,
     ):
-        return "static activations are offered for vision_encoder and projector, or by `quantizer: tensorrt`."
+        return (
+            "static activations are offered for vision_encoder, text_encoder and projector, or by "
+            "`quantizer: tensorrt`."
+        )
     if wanted.algorithm is Algorithm.RTN:
         return ""
     if wanted.component is not Component.DECODER:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import Answer, read_jsonl
+from edgevlm_runner.contract import GENERATIVE, Answer, read_jsonl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -21,7 +21,7 @@ from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.report import charts, gallery, heat_map, inventory, outcome
-from edgevlm_deploy.report.names import CATEGORIES, EMPTY, MEANINGS, REPORT
+from edgevlm_deploy.report.names import CATEGORIES, EMPTY, MEANINGS, REPORT, WORDS
 from edgevlm_deploy.report.quantity import TITLES, UNITS, Unit, estimated, interval, limit, measured, quantity
 from edgevlm_deploy.verdict import Verdict
 
@@ -98,10 +98,11 @@ def render(
             noise_floor=Estimate.model_validate(bundle.manifest["reference"]["noise_floor"]),
             heat=heat_map.build(metrics),
             names=REPORT,
+            words=WORDS[bundle.model.kind],
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
             reliability=_reliability(metrics),
             risk_curves=_risk_curves(metrics),
-            durations=_durations(evidence, verdict),
+            durations=_durations(evidence, verdict, bundle.model.kind),
             sizes=inventory.sizes(bundle),
             precision=inventory.precision(bundle),
             facts={
@@ -201,10 +202,12 @@ class Duration:
     histogram: charts.Histogram
 
 
-def _durations(evidence: Mapping[str, Any], verdict: Verdict) -> list[Duration]:
+def _durations(evidence: Mapping[str, Any], verdict: Verdict, kind: str) -> list[Duration]:
     limits = {gate.metric: gate.max for gate in verdict.gates if gate.max is not None}
     rows = []
-    for title, key, gate in DURATIONS:
+    # A classifier's first token is its whole answer.
+    wanted = [row for row in DURATIONS if kind == GENERATIVE or row[1] != "time_to_first_token_ms"]
+    for title, key, gate in wanted:
         samples = [float(one) for one in evidence["latency"].get(key, ())]
         if samples:
             bound = limits.get(gate) if gate else None

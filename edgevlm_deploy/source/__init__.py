@@ -45,7 +45,7 @@ def inspect(path: str | Path, revision: str | None = None, offline: bool = False
     Raises CheckpointError for what is missing, damaged, unsafe or of another model family.
     """
     checkpoint = open_checkpoint(path, revision, offline)
-    family = checkpoint.config.get("model_type")
+    family = str(checkpoint.config.get("model_type"))
     if family not in FAMILIES:
         raise CheckpointError(
             f"{checkpoint.path}: model family {family!r} is not supported; supported: {', '.join(FAMILIES)}."

@@ -186,9 +186,10 @@ def _check_tokens(source: SourceModel, spec: DualEncoderSpec, tokenizer: Any, on
         if text.end_token_id is not None:
             ends = (ours == text.end_token_id).argmax(axis=1)
             # Older checkpoints have no end token in their config and take the largest one instead.
-            if not np.array_equal(ends, _places_of_the_end(source)(ours)) or not (ours == text.end_token_id).any(
-                axis=1
-            ).all():
+            if (
+                not np.array_equal(ends, _places_of_the_end(source)(ours))
+                or not (ours == text.end_token_id).any(axis=1).all()
+            ):
                 raise CheckpointError(
                     f"{source.path}: {texts[0]!r} does not end with the token that the text encoder looks "
                     "for. Tokenizer and model are of different checkpoints."

@@ -10,9 +10,7 @@ from edgevlm_deploy.source.checkpoint import Checkpoint
 from edgevlm_deploy.source.header import StoredTensor
 
 
-def matrices(
-    tensors: Mapping[str, StoredTensor], leave_out: Collection[str]
-) -> dict[str, tuple[int, int]]:
+def matrices(tensors: Mapping[str, StoredTensor], leave_out: Collection[str]) -> dict[str, tuple[int, int]]:
     """Module → (N, K) of every weight matrix in model order, without the tensors named in `leave_out`
     (tables of positions are matrices too).
     """

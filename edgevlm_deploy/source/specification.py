@@ -210,9 +210,7 @@ def eos_token_ids(source: SourceModel, tokenizer: Tokenizer) -> tuple[int, ...]:
     )
     stated: Any = next((one["eos_token_id"] for one in places if one.get("eos_token_id") is not None), [])
     ids = [*(stated if isinstance(stated, list) else [stated]), tokenizer.token_to_id(END_OF_UTTERANCE)]
-    known = [
-        one for one in dict.fromkeys(ids) if type(one) is int and 0 <= one < _numbers(source).vocab_size
-    ]
+    known = [one for one in dict.fromkeys(ids) if type(one) is int and 0 <= one < _numbers(source).vocab_size]
     if not known:
         raise CheckpointError(
             f"{source.path}: no eos_token_id in generation_config.json or config.json, and no "

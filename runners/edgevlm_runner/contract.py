@@ -10,7 +10,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from edgevlm_runner.errors import BundleError
 
@@ -51,7 +64,7 @@ class Item:
     prompt: str
     """The question; "" for a classifier, which is asked none."""
     answers: Tuple[str, ...]
-    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match. A classifier's is the class."""
+    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match. One class for a classifier."""
     background: str = ""
     """What stands behind the object, where the data says so."""
     split: str = ""

@@ -64,9 +64,7 @@ def tokens(texts: Sequence[str], spec: TextSpec, tokenizer: Tokenizer) -> np.nda
     return ids
 
 
-def embed_classes(
-    encode: Encode, classes: Sequence[str], spec: TextSpec, tokenizer: Tokenizer
-) -> np.ndarray:
+def embed_classes(encode: Encode, classes: Sequence[str], spec: TextSpec, tokenizer: Tokenizer) -> np.ndarray:
     """float32 [classes, D], each of length 1."""
     texts = sentences(classes, spec.templates)
     found = [

@@ -116,6 +116,19 @@ def load_encoders(
         from edgevlm_runner.runtimes.onnxruntime_encoders import OnnxEncoders
 
         return OnnxEncoders(root, spec, threads)
+    if spec.runtime == "litert":
+        from edgevlm_runner.runtimes.litert_encoders import LiteRtEncoders
+
+        return LiteRtEncoders(root, spec, threads, accelerator, packed_weights=default_cache() / "xnnpack")
+    if spec.runtime == "tensorrt" and emulate:
+        from edgevlm_runner.runtimes.emulation import SETTINGS
+        from edgevlm_runner.runtimes.onnxruntime_encoders import OnnxEncoders
+
+        return OnnxEncoders(root, spec, threads, settings=SETTINGS)
+    if spec.runtime == "tensorrt":
+        from edgevlm_runner.runtimes.tensorrt_encoders import TensorRtEncoders
+
+        return TensorRtEncoders(root, spec, default_cache() / "tensorrt")
     raise BundleError(_unknown(spec))
 
 

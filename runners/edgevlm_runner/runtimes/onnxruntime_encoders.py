@@ -47,9 +47,7 @@ class OnnxEncoders:
         self._ort = import_onnxruntime()
         options = exact_kernels() if settings is None else settings
         self._sessions: Dict[str, Any] = {
-            component: open_session(
-                self._ort, graph_path(root, spec, component), threads, optimize, options
-            )
+            component: open_session(self._ort, graph_path(root, spec, component), threads, optimize, options)
             for component in COMPONENTS
         }
         self._check_signatures(root)
