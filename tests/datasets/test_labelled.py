@@ -26,11 +26,8 @@ def rows(folder: Path, *rows: dict[str, Any]) -> Path:
 
 def test_a_folder_needs_no_question(tmp_path: Path) -> None:
     found = datasets.load(tiny_dual.labelled(tmp_path, each=2), labelled=True)
-    assert [(one.prompt, one.answers) for one in found[:3]] == [
-        ("", ("disc",)),
-        ("", ("disc",)),
-        ("", ("square",)),
-    ]
+    assert [one.answers for one in found[:3]] == [("disc",), ("disc",), ("square",)]
+    assert not any(one.prompt for one in found)
     with pytest.raises(DataError, match=r"question\.txt"):
         datasets.load(tmp_path)
 

@@ -49,7 +49,7 @@ def words() -> Tokenizer:
 
 
 def test_rows_are_padded_to_the_length_or_to_the_longest() -> None:
-    texts = zero_shot.sentences(["cat"], TEXT.templates) + ["a dog dog"]
+    texts = [*zero_shot.sentences(["cat"], TEXT.templates), "a dog dog"]
     assert texts == ["a cat", "one cat", "a dog dog"]
     assert zero_shot.tokens(texts, TEXT, words()).tolist() == [[0, 2, 9, 9], [1, 2, 9, 9], [0, 3, 3, 9]]
     ragged = dataclasses.replace(TEXT, padded=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_dual
 from edgevlm_runner import preprocess, zero_shot
-from edgevlm_runner.contract import DualEncoderSpec, FrameSpec
+from edgevlm_runner.contract import DualEncoderSpec, FrameSpec, TextSpec
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -80,7 +80,7 @@ def test_the_specification_is_what_transformers_computes_with(checkpoint: Path) 
 
 
 def test_only_a_causal_encoder_goes_without_padding(checkpoint: Path) -> None:
-    is_clip = "clip0" in checkpoint.parent.name and not checkpoint.parent.name.startswith("sig")
+    is_clip = source.inspect(checkpoint).family == "clip"
     assert spec_of(checkpoint).text.padded is not is_clip
     assert spec_of(checkpoint, "tensorrt").text.padded and spec_of(checkpoint, "litert").text.padded
     assert (spec_of(checkpoint).text.end_token_id is not None) is is_clip
@@ -156,22 +156,15 @@ def test_the_real_clips_preprocessing_and_tokens(real_data: Path) -> None:
 
     folder = real_data / "configs" / "clip-vit-base-patch32"
     processor = CLIPImageProcessorPil.from_pretrained(folder)
-    spec = FrameSpec(
-        224, 224, 3, processor.rescale_factor, *map(tuple, (processor.image_mean, processor.image_std))
-    )
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    spec = FrameSpec(224, 224, 3, processor.rescale_factor, mean, std)
     for size in ((640, 480), (224, 231), (100, 300)):
         pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         theirs = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"]
         assert np.array_equal(preprocess.frame(Image.fromarray(pixels), spec), theirs)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     on_device = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    text = spec_like(tokenizer)
+    text = TextSpec((), ("{}",), 77, True, tokenizer.pad_token_id, tokenizer.eos_token_id)
     texts = [f"a photo of a {name}." for name in ("cat", "Traffic light", "coupé", "T-shirt & tie", "日本")]
     theirs = np.asarray(tokenizer(texts, padding="max_length", max_length=77)["input_ids"])
     assert np.array_equal(zero_shot.tokens(texts, text, on_device), theirs)
-
-
-def spec_like(tokenizer: Any) -> Any:
-    from edgevlm_runner.contract import TextSpec
-
-    return TextSpec((), ("{}",), 77, True, tokenizer.pad_token_id, tokenizer.eos_token_id)
