@@ -1,19 +1,13 @@
-<<<<<<< HEAD
-"""What the two sides of a comparison, and the kinds of failure, are called."""
-=======
-"""What things are called on a page: the two sides of a comparison, and what a kind of model does."""
->>>>>>> 8de5969 (Dual encoders through LiteRT and TensorRT, the command line and the report)
+"""What things are called: the sides of a comparison, kinds of failure, and what a kind of model does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-<<<<<<< HEAD
-from edgevlm_deploy.metrics.taxonomy import Category
-=======
 from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE
->>>>>>> 8de5969 (Dual encoders through LiteRT and TensorRT, the command line and the report)
+
+from edgevlm_deploy.metrics.taxonomy import Category
 
 
 @dataclass(frozen=True)
@@ -28,7 +22,6 @@ class Names:
 
 REPORT = Names("the reference", "the artifact", "reference", "artifact")
 
-<<<<<<< HEAD
 CATEGORIES = {
     Category.OBJECT_BLINDNESS: "object blindness",
     Category.SEMANTIC_DRIFT: "semantic drift",
@@ -44,7 +37,7 @@ MEANINGS = {
     Category.SPATIAL_ERROR: "position, size, count or orientation",
     Category.OTHER: "no answer of the kind asked for, or none of these",
 }
-=======
+
 
 @dataclass(frozen=True)
 class Words:
@@ -75,4 +68,3 @@ WORDS: Mapping[str, Words] = {
     ),
 }
 """Kind of model → its words."""
->>>>>>> 8de5969 (Dual encoders through LiteRT and TensorRT, the command line and the report)
