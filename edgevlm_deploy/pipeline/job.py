@@ -23,7 +23,7 @@ from edgevlm_deploy.target import Backend, Target
 
 DEMO = "demo"
 ZERO_SHOT_RECIPE = "zero-shot-classifier"
-"""What a dual encoder is compiled with where a target would take `default`."""
+"""What a dual encoder is compiled with on every target that executes int8."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -82,7 +82,7 @@ def prepare(order: Order, watch: Watcher) -> Job:
     watch.begin("Model")
     checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
     model = source.inspect(checkpoint, order.revision, order.offline)
-    recipe = resources.recipe(order.recipe or _own_recipe(target, model))
+    recipe = resources.recipe(order.recipe or own_recipe(target, model))
     made = plan.resolve(recipe, target, model.modules)
     backends.require_packages(target.backend)
     watch.begin("Data")
@@ -96,9 +96,9 @@ def prepare(order: Order, watch: Watcher) -> Job:
     return Job(model, made, spec, samples, cache, watch)
 
 
-def _own_recipe(target: Target, model: SourceModel) -> str:
-    is_common = target.recipe == Target.model_fields["recipe"].default
-    return ZERO_SHOT_RECIPE if is_common and model.kind == DUAL_ENCODER else target.recipe
+def own_recipe(target: Target, model: SourceModel) -> str:
+    """What a model is compiled with when no recipe is named; boards without integers have one for all."""
+    return ZERO_SHOT_RECIPE if model.kind == DUAL_ENCODER and "int8" in target.formats else target.recipe
 
 
 def _check_classes(spec: DualEncoderSpec, samples: Samples, recipe: Recipe) -> None:
