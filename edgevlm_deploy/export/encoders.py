@@ -97,8 +97,10 @@ def _attention_pooling(head: Any, hidden: torch.Tensor) -> torch.Tensor:
         .transpose(1, 2)
         for given, weight, bias in zip((probe, hidden, hidden), weights, biases, strict=True)
     )
-    scores = torch.matmul(query * (size // heads) ** -0.5, key.transpose(-1, -2))
-    mixed = torch.matmul(torch.softmax(scores, dim=-1), value)  # [N, heads, 1, D / heads]
+    # In float32 in fp16 graphs too, where the scaling would be a rounded constant.
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * (size // heads) ** -0.5
+    weights = torch.softmax(scores, dim=-1).to(hidden.dtype)
+    mixed = torch.matmul(weights, value)  # [N, heads, 1, D / heads]
     mixed = mixed.transpose(1, 2).reshape(hidden.shape[0], 1, size)
     mixed = torch.nn.functional.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
     pooled = mixed + head.mlp(head.layernorm(mixed))

@@ -155,10 +155,10 @@ def test_a_graph_of_another_model_is_refused(models: Callable[[str], SourceModel
     from edgevlm_deploy.export import onnx_encoders
 
     clip, siglip = models("clip"), models("siglip")
-    spec = specified(clip, resources.target("host-cpu"))
+    spec, others = (specified(one, resources.target("host-cpu")) for one in (clip, siglip))
     (tmp_path / "graphs").mkdir()
     with quiet.libraries():
-        made = onnx_encoders.export_text_encoder(source.load(siglip), spec.text)
+        made = onnx_encoders.export_text_encoder(source.load(siglip), others.text)
         graph.save(made, tmp_path / spec.graphs["text_encoder"])
         graph.save(
             onnx_encoders.export_vision_encoder(source.load(clip)), tmp_path / spec.graphs["vision_encoder"]

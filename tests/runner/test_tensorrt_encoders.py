@@ -46,14 +46,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures times a matrix; texts as the mean of their rows in a table. fp16."""
     folder = tmp_path_factory.mktemp("encoders")
     project, table = arrays()
-    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT16, ["n", 3, SIDE, SIDE])
-    image = helper.make_tensor_value_info("image_embeds", TensorProto.FLOAT16, ["n", D])
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT16, ["pictures", 3, SIDE, SIDE])
+    image = helper.make_tensor_value_info("image_embeds", TensorProto.FLOAT16, ["pictures", D])
     vision = [
         helper.make_node("Flatten", ["pixel_values"], ["flat"]),
         helper.make_node("MatMul", ["flat", "project"], ["image_embeds"]),
     ]
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["n", TOKENS])
-    words = helper.make_tensor_value_info("text_embeds", TensorProto.FLOAT16, ["n", D])
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["texts", TOKENS])
+    words = helper.make_tensor_value_info("text_embeds", TensorProto.FLOAT16, ["texts", D])
     text = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("ReduceMean", ["rows", "axis"], ["text_embeds"], keepdims=0),

@@ -122,6 +122,7 @@ def _without_count(model: ir.Model, node: ir.Node) -> None:
 
 
 _REWRITES: dict[str, tuple[int, Callable[[ir.Model, ir.Node], None]]] = {
+    "ReduceMax": (18, _axes_as_attribute),
     "ReduceMean": (18, _axes_as_attribute),
     "Split": (18, _without_count),
 }
