@@ -52,13 +52,14 @@ build/demo-snapdragon-8-gen3.edgevlm: | $(INSTALLED)
 schemas: $(INSTALLED)
 	$(BIN)/edgevlm schema recipe > docs/recipe.schema.json
 	$(BIN)/edgevlm schema target > docs/target.schema.json
+	$(BIN)/edgevlm schema sweep > docs/sweep.schema.json
 
 # torch first and by exact version, so that no other package pulls a different build of it.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,tensorrt,litert,litert-lm,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compile,tensorrt,litert,litert-lm,cluster,dev]'
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, OOD, PERTURBED, TEMPERATURE, Answer, Item, read_jsonl
+from edgevlm_runner.contract import CLEAN, PERTURBED, Answer, Item, Kind, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
 from edgevlm_deploy import bundle as bundles
@@ -62,9 +62,17 @@ class Part(str, Enum):
     PERTURBED = "perturbed"
     PERTURBATION = "perturbation"
     """One change that should change no answer."""
+    NEGATED = "negated"
+    """Negation probes, whether or not the clean item is answered right."""
+    FORM = "form"
+    """Probes of one form."""
+    BACKGROUND = "background"
+    """On another background than the clean item."""
+    GROUND = "ground"
+    """On one such background."""
 
 
-WHOLE = (Part.CLEAN, Part.CORRUPTED, Part.PERTURBED)
+WHOLE = (Part.CLEAN, Part.CORRUPTED, Part.PERTURBED, Part.NEGATED, Part.BACKGROUND)
 """Every item is in one of these, and in at most one of the parts that they are made of."""
 
 
@@ -73,7 +81,7 @@ class Row(Frozen):
 
     part: Part
     name: str
-    """Kind of question, corruption or perturbation; "" for all items of a whole."""
+    """Kind of question, corruption, perturbation or form; "" for all items of a whole."""
     comparison: Comparison
     """With A as the reference: `accuracy_drop` is accuracy of A minus accuracy of B."""
     negative: int
@@ -215,18 +223,19 @@ def compare(a: Side, b: Side) -> Compared:
 
 
 def _counted(items: Sequence[Item]) -> tuple[Item, ...]:
-    """Without the questions that only the temperature is fitted on: no metric counts them."""
-    return tuple(item for item in items if item.condition not in (TEMPERATURE, OOD))
+    """Without questions whose answers tell nothing here: from elsewhere, or without their picture."""
+    elsewhere = (Kind.TEMPERATURE, Kind.OOD)
+    return tuple(item for item in items if item.kind not in elsewhere and not item.unseen)
 
 
 def common_items(a: Sequence[Item], b: Sequence[Item], same_seed: bool) -> tuple[Item, ...]:
     """Items that are in both, in the order of `b`: same id, question, picture, condition and answers.
 
-    Corrupted and perturbed pixels come from a seed, so without the same one only clean items are the same.
+    Corrupted and perturbed pixels come from a seed, so they are left out without the same one.
     A variant is left out with its clean item.
     """
-    there = set(a)
-    both = [item for item in b if item in there and (same_seed or item.condition == CLEAN)]
+    there, seeded = set(a), () if same_seed else (Kind.CORRUPTED, Kind.PERTURBED)
+    both = [item for item in b if item in there and item.kind not in seeded]
     clean = {item.id for item in both if item.condition == CLEAN}
     return tuple(item for item in both if item.base_id in clean)
 
@@ -264,20 +273,25 @@ def differences(
 
 
 def _subsets(pairs: Pairs) -> Iterator[tuple[Part, str, Subset]]:
-    clean, perturbed = Subset("clean", pairs.clean), Subset("perturbed", pairs.perturbed)
-    corrupted = Subset("corrupted", ~pairs.clean & ~pairs.perturbed)
+    clean = Subset("clean", pairs.clean)
     yield Part.CLEAN, "", clean
     for name, subset in partition(pairs, "group", clean, lambda item: item.group).items():
         yield Part.GROUP, name, subset
     for whole, part, subset in (
-        (Part.CORRUPTED, Part.CORRUPTION, corrupted),
-        (Part.PERTURBED, Part.PERTURBATION, perturbed),
+        (Part.CORRUPTED, Part.CORRUPTION, Subset("corrupted", pairs.corrupted)),
+        (Part.PERTURBED, Part.PERTURBATION, Subset("perturbed", pairs.perturbed)),
+        (Part.NEGATED, Part.FORM, Subset("negated", pairs.of(Kind.NEGATED))),
+        (Part.BACKGROUND, Part.GROUND, Subset("background", pairs.of(Kind.BACKGROUND))),
     ):
         if subset.mask.any():
             yield whole, "", subset
-        by_name = partition(pairs, part.value, subset, lambda item: (item.corruption or ("", 0))[0])
-        for name, one in by_name.items():
+        for name, one in partition(pairs, part.value, subset, _change).items():
             yield part, name.removeprefix(PERTURBED), one
+
+
+def _change(item: Item) -> str:
+    """What was done to the clean item."""
+    return item.corruption[0] if item.corruption else item.form or item.background
 
 
 def _row(table: Table, part: Part, name: str, subset: Subset) -> Row:

@@ -12,6 +12,7 @@
     ├── GraphError           18   a file that was to be linted holds no ONNX graph
     ├── DeviceError          19   a device that cannot be reached, lacks Python or went silent
     ├── EndpointError        26   a language model that was to judge refuses or does not answer
+    ├── SweepError           27   some cells of a sweep have no results
     └── the device's errors  20…  see `edgevlm_runner.errors`
 
 Verdicts are not errors but have exit codes too: 0 passed, 3 gates failed, 4 inconclusive; 5 the linter found
@@ -50,6 +51,7 @@ __all__ = [
     "QuantizationError",
     "RuntimeUnavailable",
     "StorageError",
+    "SweepError",
 ]
 
 EXIT_PASSED = 0
@@ -101,3 +103,7 @@ class DeviceError(EdgeVlmError):
 
 class EndpointError(EdgeVlmError):
     exit_code = 26
+
+
+class SweepError(EdgeVlmError):
+    exit_code = 27

@@ -95,6 +95,17 @@ class Perturbation(str, Enum):
     PARAPHRASE = "paraphrase"
 
 
+class ProbeForm(str, Enum):
+    """Negation probes; `docs/probes.md` has their words and which items they are made of."""
+
+    IS_NOT = "is_not"
+    ABSENT = "absent"
+    FALSE_YN = "false_yn"
+    COUNTER = "counter"
+    TRUE_YN = "true_yn"
+    """The affirmative control: no part of the success of negation."""
+
+
 class GateName(str, Enum):
     """What can be gated. `metrics.md`-style definitions stand in the functions that compute them."""
 
@@ -108,6 +119,15 @@ class GateName(str, Enum):
     CORRUPTED_DIVERGENCE_RATE = "corrupted_divergence_rate"
     CORRUPTED_NEGATIVE_FLIP_RATE = "corrupted_negative_flip_rate"
     PERTURBED_DIVERGENCE_RATE = "perturbed_divergence_rate"
+    NEGATION_SUCCESS = "negation_success"
+    NEGATION_SUCCESS_DROP = "negation_success_drop"
+    PRIOR_BIAS = "prior_bias"
+    PRIOR_BIAS_INCREASE = "prior_bias_increase"
+    BACKGROUND_GAP = "background_gap"
+    WORST_GROUP_ACCURACY = "worst_group_accuracy"
+    SPURIOUS_GAP_INCREASE = "spurious_gap_increase"
+    OOD_AUROC = "ood_auroc"
+    OOD_AUROC_DROP = "ood_auroc_drop"
     ECE = "ece"
     ECE_INCREASE = "ece_increase"
     ADAPTIVE_ECE_INCREASE = "adaptive_ece_increase"
@@ -222,6 +242,16 @@ class ZeroShot(Frozen):
         return self
 
 
+class Negation(Frozen):
+    """Probes that deny what a picture shows, on clean items (Erol, arXiv 2603.26769)."""
+
+    items: Annotated[int, Field(ge=1)] = 100
+    """At most this many clean items per form; 100 as published."""
+    forms: Annotated[tuple[ProbeForm, ...], Field(min_length=1)] = tuple(ProbeForm)
+    blind: bool = True
+    """Whether each probe is asked without its picture too: what succeeds there does not come from seeing."""
+
+
 class Evaluation(Frozen):
     clean_items: Annotated[int, Field(ge=1)] = 2000
     """At most this many clean items."""
@@ -232,6 +262,16 @@ class Evaluation(Frozen):
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
     items_per_condition: Annotated[int, Field(ge=1)] = 50
     """Items per corruption or perturbation and severity, drawn from the clean ones."""
+    negation: Negation | None = None
+    """Negation probes; none by default."""
+    blind_items: Annotated[int, Field(ge=0)] = 0
+    """Clean items that are asked again without their picture."""
+    grey_items: Annotated[int, Field(ge=0)] = 0
+    """Clean items that are asked again about one grey area."""
+    background_items: Annotated[int, Field(ge=0)] = 0
+    """At most this many rows with `counterfactual_of` are asked: the clean item on another background."""
+    ood_items: Annotated[int, Field(ge=0)] = 500
+    """At most this many questions of another distribution are asked, when such are given (`--ood`)."""
     temperature_items: Annotated[int, Field(ge=0)] = 128
     """At most this many calibration questions are asked too, to fit the temperature of the confidence."""
     seed: int = 0
@@ -285,6 +325,24 @@ class Recipe(Frozen):
         seen = [(gate.metric, gate.min is None) for gate in self.gates]
         if len(seen) != len(set(seen)):
             raise ValueError("two gates limit the same metric on the same side; keep the stricter one")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_have_their_items(self) -> Recipe:
+        asked = self.evaluation
+        fields = {
+            GateName.NEGATION_SUCCESS: ("negation", asked.negation),
+            GateName.NEGATION_SUCCESS_DROP: ("negation", asked.negation),
+            GateName.PRIOR_BIAS: ("blind_items", asked.blind_items),
+            GateName.PRIOR_BIAS_INCREASE: ("blind_items", asked.blind_items),
+            GateName.BACKGROUND_GAP: ("background_items", asked.background_items),
+            GateName.WORST_GROUP_ACCURACY: ("background_items", asked.background_items),
+            GateName.SPURIOUS_GAP_INCREASE: ("background_items", asked.background_items),
+        }
+        for gate in self.gates:
+            field, given = fields.get(gate.metric, ("", True))
+            if not given:
+                raise ValueError(f"the gate on {gate.metric.value} needs items: set evaluation.{field}")
         return self
 
     def precision(self, component: Component) -> Precision:

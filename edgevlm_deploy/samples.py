@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevlm_deploy import __version__, datasets
 from edgevlm_deploy.artifacts import stage
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.recipe import Recipe
+from edgevlm_deploy.recipe import GateName, Recipe
 
 CALIBRATION_SHARE = 0.2
 """Of the pictures in the evaluation data, when no calibration data are given."""
@@ -21,8 +22,14 @@ class Samples:
 
     calibration: tuple[datasets.Sample, ...]
     evaluation: tuple[datasets.Sample, ...]
+    counterfactuals: tuple[datasets.Sample, ...] = ()
+    """Evaluation samples again, on other backgrounds."""
     ood: tuple[datasets.Sample, ...] = ()
-    """Pictures of none of the classes."""
+    """From another distribution; their answers need not be known."""
+
+    @property
+    def all(self) -> tuple[datasets.Sample, ...]:
+        return (*self.evaluation, *self.calibration, *self.counterfactuals, *self.ood)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -37,6 +44,7 @@ def gather(
     images: Path | None,
     recipe: Recipe,
     cache: Path,
+    ood: Path | None = None,
     labelled: bool = False,
 ) -> Samples:
     """`data` is judged; `calibration` calibrates, or a fifth of the pictures in `data` when it is None.
@@ -45,33 +53,52 @@ def gather(
     a class each, which is also their group unless the data names another.
     Raises DataError and NotFoundError.
     """
-    if data is None:
-        if calibration is not None:
-            raise DataError("--calibration without --data: give the evaluation items as well.")
-        if labelled:
-            raise DataError(
-                "A dual encoder is judged on pictures with a class: give --data, a folder with one "
-                "sub-folder per class or a .jsonl file with `image` and `label`."
-            )
-        return _demo(recipe, cache)
-    read = datasets.load(data, images, labelled=labelled)
-    judged, ood = tuple(one for one in read if not one.ood), tuple(one for one in read if one.ood)
-    if calibration is None:
-        found = Samples(*datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE), ood)
-    else:
-        calibrating = tuple(
-            one for one in datasets.load(calibration, images, labelled=labelled) if not one.ood
+    if data is None and calibration is not None:
+        raise DataError("--calibration without --data: give the evaluation items as well.")
+    if data is None and labelled:
+        raise DataError(
+            "A dual encoder is judged on pictures with a class: give --data, a folder with one sub-folder "
+            "per class or a .jsonl file with `image` and `label`."
         )
-        datasets.check_disjoint(calibrating, read)
-        found = Samples(calibrating, judged, ood)
-    return _grouped(found) if labelled else found
+    own = _demo(recipe, cache) if data is None else _given(data, calibration, images, recipe, labelled)
+    foreign = (*own.ood, *(datasets.load(ood, labelled=labelled) if ood is not None else ()))
+    _check_foreign(foreign, recipe)
+    # Nothing that is judged was calibrated on, and nothing foreign is at home here.
+    datasets.check_disjoint(own.calibration, (*own.counterfactuals, *foreign))
+    datasets.check_disjoint(own.evaluation, foreign)
+    return replace(own, ood=foreign)
 
 
-def _grouped(samples: Samples) -> Samples:
-    def by_class(given: tuple[datasets.Sample, ...]) -> tuple[datasets.Sample, ...]:
-        return tuple(replace(one, group=one.group or "".join(one.answers)) for one in given)
+def _check_foreign(foreign: Sequence[datasets.Sample], recipe: Recipe) -> None:
+    for gate in recipe.gates:
+        if gate.metric in (GateName.OOD_AUROC, GateName.OOD_AUROC_DROP) and not foreign:
+            raise DataError(
+                f"the gate on {gate.metric.value} needs questions of another distribution: give --ood."
+            )
 
-    return Samples(by_class(samples.calibration), by_class(samples.evaluation), samples.ood)
+
+def _given(
+    data: Path, calibration: Path | None, images: Path | None, recipe: Recipe, labelled: bool
+) -> Samples:
+    """A counterfactual goes with its original: it is judged when that one is."""
+    read = datasets.load(data, images, labelled=labelled)
+    judged, swapped = datasets.separate(tuple(one for one in read if not one.ood))
+    if calibration is None:
+        parts = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
+    else:
+        calibrating = datasets.load(calibration, images, labelled=labelled)
+        parts = tuple(one for one in calibrating if not one.ood), judged
+        datasets.check_disjoint(*parts)
+    here = {sample.id for sample in parts[1]}
+    swapped = tuple(one for one in swapped if one.counterfactual_of in here)
+    if labelled:
+        parts, swapped = (_by_class(parts[0]), _by_class(parts[1])), _by_class(swapped)
+    return Samples(*parts, swapped, tuple(one for one in read if one.ood))
+
+
+def _by_class(samples: Sequence[datasets.Sample]) -> tuple[datasets.Sample, ...]:
+    """The class is the group, unless the data names another."""
+    return tuple(replace(one, group=one.group or "".join(one.answers)) for one in samples)
 
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:
@@ -79,16 +106,18 @@ def _demo(recipe: Recipe, cache: Path) -> Samples:
     from edgevlm_deploy.demo import dataset
     from edgevlm_deploy.demo.scenes import Split
 
-    def rendered(split: Split, questions: int) -> tuple[datasets.Sample, ...]:
-        pictures = -(-questions // DEMO_QUESTIONS_PER_PICTURE)
-        inputs = {"split": split.name, "pictures": pictures, "version": __version__}
+    def rendered(split: Split, questions: int, again: int = 0) -> tuple[datasets.Sample, ...]:
+        pictures, repainted = (-(-n // DEMO_QUESTIONS_PER_PICTURE) for n in (questions, again))
+        inputs = {"split": split.name, "pictures": pictures, "repainted": repainted, "version": __version__}
 
         def render(directory: Path) -> None:
-            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory)
+            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory, repainted)
 
         return datasets.load(stage(cache, "scenes", inputs, render))
 
+    asked = recipe.evaluation
+    again = min(asked.background_items, asked.clean_items)
     return Samples(
         rendered(Split.CALIBRATION, recipe.calibration.samples),
-        rendered(Split.EVALUATION, recipe.evaluation.clean_items),
+        *datasets.separate(rendered(Split.EVALUATION, asked.clean_items, again)),
     )

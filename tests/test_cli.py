@@ -23,6 +23,7 @@ COMMANDS = (
     "diff",
     "judge",
     "lint",
+    "sweep",
 )
 
 
@@ -75,6 +76,7 @@ def test_tables_for_people_and_json_for_machines() -> None:
         (("validate", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("diff", "reference", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("compile", "demo"), 2, "--target"),
+        (("sweep", "nowhere.yaml"), 11, "nowhere.yaml: no such file"),
         (("judge", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("judge", "nowhere.edgevlm", "--model", "m"), 2, "go together"),
         (("lint", "nowhere.onnx", "--target", "orin"), 11, "nowhere.onnx"),

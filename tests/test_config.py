@@ -30,6 +30,8 @@ def test_a_minimal_recipe_has_sensible_defaults(tmp_path: Path) -> None:
     recipe = load_yaml(write(tmp_path, MINIMAL), Recipe)
     assert recipe.evaluation.clean_items == 2000
     assert len(recipe.evaluation.corruptions) == 10
+    assert recipe.evaluation.negation is None
+    assert recipe.evaluation.blind_items == recipe.evaluation.background_items == 0
     with pytest.raises(ValidationError):
         recipe.name = "other"  # type: ignore[misc]
 
@@ -43,6 +45,15 @@ def test_a_minimal_recipe_has_sensible_defaults(tmp_path: Path) -> None:
         (MINIMAL + "components: {vision_encoder: {scheme: w5a5}}", "components.vision_encoder.scheme"),
         (MINIMAL + "calibration: {mixture: {clean: 0.5}}", "shares must sum to 1"),
         (MINIMAL + "evaluation: {severities: [6]}", "evaluation.severities.0"),
+        (MINIMAL + "evaluation: {negation: {forms: [irony]}}", "evaluation.negation.forms.0"),
+        (
+            MINIMAL.replace("accuracy_drop", "negation_success_drop"),
+            "the gate on negation_success_drop needs items: set evaluation.negation",
+        ),
+        (
+            MINIMAL.replace("accuracy_drop", "prior_bias_increase"),
+            "the gate on prior_bias_increase needs items: set evaluation.blind_items",
+        ),
         ("name: mine\ndescription: d\ngates: []", "gates"),
         ("- a list", "expected a mapping"),
         ("name: [unclosed", "not valid YAML"),

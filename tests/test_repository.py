@@ -14,7 +14,9 @@ import pytest
 from edgevlm_runner.errors import EdgeVlmError
 
 from edgevlm_deploy import errors, resources
+from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.recipe import Recipe
+from edgevlm_deploy.sweep.grid import Sweep
 from edgevlm_deploy.target import Target
 
 PACKAGES = ("edgevlm_deploy", "runners/edgevlm_runner")
@@ -98,8 +100,8 @@ def test_shipped_recipes_and_targets_are_valid_and_named_after_their_files() -> 
         assert numbers <= set(target.sources), f"{name}: numbers without a source"
 
 
-@pytest.mark.parametrize("cls", [Recipe, Target])
-def test_json_schemas_are_up_to_date(repository: Path, cls: type[Recipe] | type[Target]) -> None:
+@pytest.mark.parametrize("cls", [Recipe, Target, Sweep])
+def test_json_schemas_are_up_to_date(repository: Path, cls: type[Frozen]) -> None:
     written = json.loads((repository / "docs" / f"{cls.__name__.lower()}.schema.json").read_text())
     assert written == cls.model_json_schema(), "run `make schemas`"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from edgevlm_deploy.cli import compilation, inspection, judging, listing
+from edgevlm_deploy.cli import compilation, inspection, judging, listing, sweeping
 from edgevlm_deploy.cli.application import EPILOG, app
 from edgevlm_deploy.errors import EXIT_INTERRUPTED, EdgeVlmError
 
-__all__ = ["EPILOG", "app", "compilation", "inspection", "judging", "listing", "main"]
+__all__ = ["EPILOG", "app", "compilation", "inspection", "judging", "listing", "main", "sweeping"]
 
 
 def main() -> None:
@@ -18,6 +18,8 @@ def main() -> None:
     except EdgeVlmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; finished stages are kept, run the same command to go on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        # Typer ends so when it is interrupted, without a word.
+        if end.code == EXIT_INTERRUPTED:
+            print("interrupted; finished stages are kept, run the same command to go on", file=sys.stderr)
+        raise

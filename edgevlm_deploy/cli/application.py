@@ -15,7 +15,8 @@ EPILOG = (
     "10 recipe or target file · 11 not found · 12 plan · 13 checkpoint · 14 data · 15 missing extra · "
     "16 quantiser · 17 export · 18 no ONNX graph · 19 device · 20 bundle · 21 image · 22 prompt · "
     "23 runtime missing · "
-    "24 execution · 25 storage · 26 judging endpoint · 130 interrupted · 1 a defect in edgevlm."
+    "24 execution · 25 storage · 26 judging endpoint · 27 cells of a sweep · 130 interrupted · "
+    "1 a defect in edgevlm."
 )
 
 app = typer.Typer(

@@ -35,6 +35,9 @@ def compile_(
         Path | None, typer.Option(help="Calibration samples; without it they are split off --data.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures that --data names.")] = None,
+    ood: Annotated[
+        Path | None, typer.Option(help="Questions of another kind, which the model should be less sure of.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision (branch, tag or commit).")] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Take hub models from the local cache only.")
@@ -59,6 +62,7 @@ def compile_(
         data=data,
         calibration=calibration,
         images=images,
+        ood=ood,
         revision=revision,
         offline=offline,
         out=out,

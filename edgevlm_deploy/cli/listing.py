@@ -16,6 +16,7 @@ class Described(str, Enum):
 
     RECIPE = "recipe"
     TARGET = "target"
+    SWEEP = "sweep"
 
 
 @app.command(epilog="Example: edgevlm targets")
@@ -44,9 +45,17 @@ def recipes(as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: edgevlm schema recipe > recipe.schema.json")
 def schema(of: Annotated[Described, typer.Argument(help="What to describe.")]) -> None:
-    """Print the JSON Schema of a recipe or target file."""
+    """Print the JSON Schema of a recipe, target or sweep file."""
+    from pydantic import BaseModel
+
     from edgevlm_deploy.recipe import Recipe
+    from edgevlm_deploy.sweep.grid import Sweep
     from edgevlm_deploy.target import Target
 
-    described = Recipe if of is Described.RECIPE else Target
+    classes: dict[Described, type[BaseModel]] = {
+        Described.RECIPE: Recipe,
+        Described.TARGET: Target,
+        Described.SWEEP: Sweep,
+    }
+    described = classes[of]
     typer.echo(json.dumps(described.model_json_schema(), indent=2))

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_deploy.datasets import folder, jsonl, pope, vqav2
+from edgevlm_deploy.datasets.counterfactual import separate
 from edgevlm_deploy.datasets.disjoint import check_disjoint, split
 from edgevlm_deploy.datasets.sample import Problems, Row, Sample, complete
 from edgevlm_deploy.errors import DataError, NotFoundError
 
-__all__ = ["Sample", "check_disjoint", "load", "split"]
+__all__ = ["Sample", "check_disjoint", "load", "separate", "split"]
 
 FORMATS = (
     "Known formats: a .jsonl file with `image, question, answers` a line; POPE's coco_pope_*.json; VQAv2's "

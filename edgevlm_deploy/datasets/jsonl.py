@@ -4,13 +4,14 @@
 
 `image` is relative to the file (or to the given picture folder), absolute, or null for a question
 without a picture. `answers` is a list, `answer` a single one; both may be absent in calibration data.
-`id` (default: the line number) and `group` (default: "") are optional. Pictures that are only classified
-have a class in place of question and answers:
+`id` (default: the line number), `group` and `background` (default: "") are optional. With
+`counterfactual_of` a row names another one whose question it asks again about the same picture on another
+background. Pictures that are only classified have a class in place of question and answers:
 
     {"image": "cat.jpg", "label": "cat", "background": "beach", "split": "counter"}
 
-`background` and `split` ("common" or "counter") are optional; a picture of none of the classes has
-`"ood": true` and no label. The file is the user's own, so absolute paths and `..` are followed.
+`split` ("common" or "counter") is optional; a picture of none of the classes has `"ood": true` and no label.
+The file is the user's own, so absolute paths and `..` are followed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from typing import Any
 from edgevlm_deploy.datasets.sample import Problems, Row, Sample, names, text
 from edgevlm_deploy.errors import DataError
 
-KEYS = {"image", "question", "answer", "answers", "id", "group", "label", "background", "split", "ood"}
+KEYS = {
+    *("image", "question", "answer", "answers", "id", "group", "background", "counterfactual_of"),
+    *("label", "split", "ood"),
+}
 SPLITS = ("", "common", "counter")
 
 
@@ -75,7 +79,7 @@ def _sample(
     question = text(data.get("question", "" if is_classified else None))
     if question is None:
         problems.add(where, f"question: expected text, got {data.get('question')!r}.")
-    defaults = {"id": default_id, "group": "", "background": "", "split": ""}
+    defaults = {"id": default_id, "group": "", "background": "", "counterfactual_of": "", "split": ""}
     values = {key: text(data.get(key, default)) for key, default in defaults.items()}
     for key, value in values.items():
         if value is None:
@@ -101,4 +105,5 @@ def _sample(
         background=str(values["background"]),
         split=str(values["split"]),
         ood=bool(data.get("ood", False)),
+        counterfactual_of=str(values["counterfactual_of"]),
     )

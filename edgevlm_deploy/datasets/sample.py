@@ -29,7 +29,9 @@ class Sample:
     """"" where nothing is asked: the picture is to be classified."""
     answers: tuple[str, ...]
     background: str = ""
-    """What stands behind the object, "" when the data does not say."""
+    """What is behind the objects, "" when the data do not say."""
+    counterfactual_of: str = ""
+    """Id of the sample that this one repeats on a picture with another background; "" for all others."""
     split: str = ""
     """"common" or "counter": whether class and background usually go together."""
     ood: bool = False

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from edgevlm_deploy.demo import backgrounds
+
 SIDE = 96
 """Pixels per side."""
 CELL = 24
@@ -27,6 +29,10 @@ SHAPES = ("cube", "ball", "cone", "star", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped")
+SMOOTH = "smooth"
+"""The ground of every scene that training saw; `backgrounds.GROUNDS` are the others."""
+_GROUND = 3
+"""Stream of `generator` that paints another ground."""
 
 _RGB = {
     "red": (214, 48, 44),
@@ -80,11 +86,15 @@ def generator(split: Split, index: int, stream: int = 0) -> np.random.Generator:
     return np.random.default_rng([int(split), index, stream])
 
 
-def scene(split: Split, index: int, most: int = MOST_OBJECTS) -> Scene:
-    """Scene `index` of `split`, the same on every call; `most` objects at most, and two if it allows."""
+def scene(split: Split, index: int, most: int = MOST_OBJECTS, ground: str = SMOOTH) -> Scene:
+    """Scene `index` of `split`, the same on every call; `most` objects at most, and two if it allows.
+
+    On another ground all else stays as it is: objects, places, light and noise.
+    """
     rng = generator(split, index)
     things = _arrange(rng, most)
-    return Scene(things, _render(things, rng))
+    other = None if ground == SMOOTH else backgrounds.paint(ground, SIDE, generator(split, index, _GROUND))
+    return Scene(things, _render(things, rng, other))
 
 
 def _arrange(rng: np.random.Generator, most: int) -> tuple[Thing, ...]:
@@ -111,8 +121,13 @@ def _arrange(rng: np.random.Generator, most: int) -> tuple[Thing, ...]:
     )
 
 
-def _render(things: tuple[Thing, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
-    canvas = Image.fromarray(_background(rng)).resize((SIDE * SUPERSAMPLING,) * 2, Image.Resampling.BILINEAR)
+def _render(
+    things: tuple[Thing, ...], rng: np.random.Generator, ground: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """`ground` takes the place of the smooth background, which is drawn all the same: so all else stays."""
+    smooth = _background(rng)
+    background = Image.fromarray(smooth if ground is None else ground)
+    canvas = background.resize((SIDE * SUPERSAMPLING,) * 2, Image.Resampling.BILINEAR)
     for thing in things:
         centre = [(cell + 0.5) * CELL + rng.uniform(-2.0, 2.0) for cell in (thing.column, thing.row)]
         radius = _RADIUS[thing.size] * rng.uniform(0.93, 1.05)

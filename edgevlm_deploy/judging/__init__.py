@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import queue
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +26,6 @@ from edgevlm_deploy.judging.endpoint import Endpoint, open_endpoint
 from edgevlm_deploy.judging.opinions import (
     SUFFIX,
     Judge,
-    Opinions,
     Wrong,
     all_opinions,
     open_opinions,
@@ -143,32 +144,57 @@ def ask(
     chosen = {name: everything[name] for name in sorted(everything)[:most]}
     missing = [one for name, one in chosen.items() if name not in known]
     watch.begin(f"Ask {endpoint.model}", len(missing))
-    pool = ThreadPoolExecutor(parallel)
-    try:
-        asked = {pool.submit(_ask_one, endpoint, wrong, one, pictures): one for one in missing}
-        _keep(asked, kept, watch, len(chosen))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _keep(asked: Mapping[Future[str], Wrong], kept: Opinions, watch: Watcher, total: int) -> None:
-    """Write down answers as they come; the first refusal calls off what was not begun."""
     trouble: EndpointError | None = None
-    for done in as_completed(asked):
-        if done.cancelled():
-            continue
-        try:
-            kept.append(asked[done], done.result())
+    for one, answer in _answers(missing, lambda one: _ask_one(endpoint, wrong, one, pictures), parallel):
+        if isinstance(answer, EndpointError):
+            trouble = trouble or answer
+        elif isinstance(answer, Exception):
+            raise answer
+        else:
+            kept.append(one, answer)
             watch.advance()
-        except EndpointError as error:
-            trouble = trouble or error
-            for other in asked:
-                other.cancel()
     if trouble is not None:
         raise EndpointError(
-            f"{trouble}\n{len(kept.read()):,} of {total:,} failures are judged and kept in {kept.path}; the "
-            "same command goes on."
+            f"{trouble}\n{len(kept.read()):,} of {len(chosen):,} failures are judged and kept in "
+            f"{kept.path}; the same command goes on."
         ) from trouble
+
+
+def _answers(
+    todo: Sequence[Wrong], ask_one: Callable[[Wrong], str], parallel: int
+) -> Iterator[tuple[Wrong, str | Exception]]:
+    """Answers as they come; the first error calls off what was not begun.
+
+    Daemon threads, because an executor's would keep an interrupted program waiting for its questions.
+    """
+    waiting: queue.SimpleQueue[Wrong] = queue.SimpleQueue()
+    came: queue.SimpleQueue[tuple[Wrong, str | Exception] | None] = queue.SimpleQueue()
+    for one in todo:
+        waiting.put(one)
+    stopped = threading.Event()
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while not stopped.is_set():
+                one = waiting.get_nowait()
+                came.put((one, _outcome(ask_one, one, stopped)))
+        came.put(None)
+
+    for _ in range(parallel):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in range(parallel):
+            yield from iter(came.get, None)
+    finally:
+        stopped.set()
+
+
+def _outcome(ask_one: Callable[[Wrong], str], one: Wrong, stopped: threading.Event) -> str | Exception:
+    try:
+        return ask_one(one)
+    except Exception as error:  # raised again where the answers are read
+        stopped.set()
+        return error
 
 
 def _ask_one(endpoint: Endpoint, wrong: WrongAnswers, one: Wrong, pictures: bool) -> str:

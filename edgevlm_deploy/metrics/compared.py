@@ -18,6 +18,18 @@ from edgevlm_deploy.metrics.tables import Comparison
 Floats = NDArray[np.float64]
 
 
+COMPARED = (
+    "n",
+    "reference_accuracy",
+    "artifact_accuracy",
+    "accuracy_drop",
+    "diverged",
+    "negative",
+    "positive",
+)
+"""Columns of `per_item` that `compare` needs."""
+
+
 def partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) -> dict[str, Subset]:
     """Subsets of `of` by key, in the order in which keys first occur."""
     keys = [key(item) if inside else None for item, inside in zip(pairs.items, of.mask, strict=True)]

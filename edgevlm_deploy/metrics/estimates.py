@@ -15,7 +15,7 @@ When every picture carries one item, rates use Wilson's interval alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,12 @@ from edgevlm_deploy.metrics.statistics import (
     Estimate,
     Resampled,
     Totals,
+    bootstrap,
     hull,
     paired_difference,
     wilson,
 )
+from edgevlm_deploy.recipe import Evaluation
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -123,6 +125,23 @@ class Table:
         low, high = bounds if bounds is not None else (None, None)
         note = f"fewer than {FEW_CLUSTERS} pictures" if clusters < FEW_CLUSTERS else ""
         return Estimate(value=value, low=low, high=high, n=n, clusters=clusters, method=method, note=note)
+
+
+def tabulate(
+    pairs: Pairs, columns: dict[str, Floats], subsets: Iterable[Subset], evaluation: Evaluation
+) -> Table:
+    """Totals of all columns over each subset; equal clusters and seeds draw the same pictures everywhere."""
+    totals = bootstrap(
+        {
+            f"{subset.name} {name}": np.where(subset.mask, column, 0.0)
+            for subset in subsets
+            for name, column in columns.items()
+        },
+        pairs.clusters,
+        resamples=evaluation.bootstrap_resamples,
+        seed=evaluation.seed,
+    )
+    return Table(pairs, columns, totals, evaluation.confidence_level)
 
 
 def mean(subset: Subset, column: str) -> Statistic:

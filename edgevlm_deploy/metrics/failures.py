@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from edgevlm_runner.contract import Answer, Item
+from edgevlm_runner.contract import BLIND, Answer, Item, Kind
 
 from edgevlm_deploy.metrics.accuracy import RIGHT_FROM
 from edgevlm_deploy.metrics.estimates import Subset, Table
@@ -16,8 +16,8 @@ from edgevlm_deploy.metrics.tables import CategoryRow, FailedItem, Taxonomy
 from edgevlm_deploy.metrics.taxonomy import Category, Failure, Rule, judge
 from edgevlm_deploy.recipe import Evaluation
 
-BLIND = "blind"
-"""Condition of items that ask the question of their `base_id` without its picture."""
+ASKED = (Kind.CLEAN, Kind.CORRUPTED, Kind.PERTURBED)
+"""Kinds of item whose wrong answers are sorted: the others ask something else, or show something else."""
 REFERENCE, ARTIFACT = "reference", "artifact"
 
 
@@ -37,7 +37,7 @@ def failures(pairs: Pairs, whose: str, blind: Mapping[str, str]) -> dict[int, Fa
             blind=blind.get(item.base_id),
         )
         for place, item in enumerate(pairs.items)
-        if right[place] < RIGHT_FROM and item.condition != BLIND
+        if right[place] < RIGHT_FROM and item.kind in ASKED
     }
 
 

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from edgevlm_runner.contract import CLEAN, Answer, Item
+from edgevlm_runner.contract import Answer, Item, Kind
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.accuracy import accuracy
 from edgevlm_deploy.metrics.confidence import geometric_mean_probability, max_prob
 from edgevlm_deploy.metrics.consistency import Flip, diverges, first_divergence, flip
+from edgevlm_deploy.metrics.replies import strict
+from edgevlm_deploy.recipe import ProbeForm
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -26,11 +28,14 @@ class Pairs:
     reference: tuple[Answer, ...]
     artifact: tuple[Answer, ...]
     clusters: tuple[str, ...]
-    """Picture of each item; items of one picture are one statistical cluster."""
+    """Picture of each item's clean item; items of one picture are one statistical cluster."""
     clean: Flags
+    corrupted: Flags
     perturbed: Flags
-    """Neither clean nor perturbed: corrupted."""
+    base: NDArray[np.int64]
+    """Place of each item's clean item (its own for a clean item)."""
     reference_accuracy: Floats
+    """Of a negation probe: success by the strict scorer."""
     artifact_accuracy: Floats
     reference_clean_accuracy: Floats
     """Accuracy on the clean item that this item is a variant of (itself for a clean item)."""
@@ -42,6 +47,10 @@ class Pairs:
     artifact_confidence: Floats
     reference_max_prob: Floats
     artifact_max_prob: Floats
+
+    def of(self, kind: Kind) -> Flags:
+        """bool [N]: the items of one kind."""
+        return np.array([item.kind is kind for item in self.items], dtype=np.bool_)
 
 
 def pair(items: Sequence[Item], reference: Sequence[Answer], artifact: Sequence[Answer]) -> Pairs:
@@ -64,13 +73,17 @@ def pair(items: Sequence[Item], reference: Sequence[Answer], artifact: Sequence[
     before = _accuracies(items, said_before)
     now = _accuracies(items, said_now)
     diverged = [diverges(r.text, a.text) for r, a in zip(said_before, said_now, strict=True)]
+    kinds = np.array([item.kind.value for item in items], dtype=str)
+    clean_items = [items[place] for place in base]
     return Pairs(
         items=tuple(items),
         reference=said_before,
         artifact=said_now,
-        clusters=tuple(item.image_id or item.base_id for item in items),
-        clean=np.array([item.condition == CLEAN for item in items], dtype=np.bool_),
-        perturbed=np.array([item.perturbed for item in items], dtype=np.bool_),
+        clusters=tuple(item.image_id or item.id for item in clean_items),
+        clean=kinds == Kind.CLEAN.value,
+        corrupted=kinds == Kind.CORRUPTED.value,
+        perturbed=kinds == Kind.PERTURBED.value,
+        base=base,
         reference_accuracy=before,
         artifact_accuracy=now,
         reference_clean_accuracy=before[base],
@@ -103,7 +116,24 @@ def _in_order(items: Sequence[Item], answers: Sequence[Answer], whose: str) -> t
 
 
 def _accuracies(items: Sequence[Item], answers: Sequence[Answer]) -> Floats:
-    return _column(accuracy(answer.text, item.answers) for item, answer in zip(items, answers, strict=True))
+    return _column(score(item, answer.text) for item, answer in zip(items, answers, strict=True))
+
+
+def score(item: Item, text: str) -> float:
+    """How right `text` is as an answer to `item`, in [0, 1].
+
+    Raises DataError for a negation probe of a form that nobody here knows.
+    """
+    if item.kind not in (Kind.NEGATED, Kind.NEGATED_BLIND):
+        return accuracy(text, item.answers)
+    try:
+        return float(strict(ProbeForm(item.form), text, item.answers))
+    except ValueError:
+        forms = ", ".join(form.value for form in ProbeForm)
+        raise DataError(
+            f"item {item.id!r}: unknown probe {item.form!r}, expected one of {forms}. The bundle may come "
+            "from a newer edgevlm; compile it again."
+        ) from None
 
 
 def _column(values: Iterable[float]) -> Floats:

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from edgevlm_runner.contract import OOD, TEMPERATURE, Answer, Item
+from edgevlm_runner.contract import Answer, Item, Kind
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import abstention, confidence, corruption, failures, temperature
+from edgevlm_deploy.metrics import (
+    abstention,
+    background,
+    confidence,
+    corruption,
+    failures,
+    foreign,
+    negation,
+    prior,
+    temperature,
+)
 from edgevlm_deploy.metrics.compared import compare, expected_calibration_error, partition, per_item
 from edgevlm_deploy.metrics.consistency import Flip
-from edgevlm_deploy.metrics.estimates import Subset, Table, mean
+from edgevlm_deploy.metrics.estimates import Subset, Table, mean, tabulate
 from edgevlm_deploy.metrics.pairs import Pairs, pair
 from edgevlm_deploy.metrics.statistics import Estimate, bootstrap, mcnemar
 from edgevlm_deploy.metrics.tables import (
@@ -37,12 +47,15 @@ def compute(
 
     Raises DataError when there is no clean item or when items and answers do not fit together.
     """
-    pairs = pair([item for item in items if item.condition not in (TEMPERATURE, OOD)], reference, artifact)
-    held_out = pair([item for item in items if item.condition == TEMPERATURE], reference, artifact)
+    apart = {
+        kind: pair([item for item in items if item.kind is kind], reference, artifact)
+        for kind in (Kind.TEMPERATURE, Kind.OOD)
+    }
+    pairs = pair([item for item in items if item.kind not in apart], reference, artifact)
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")
     clean, perturbed = Subset("clean", pairs.clean), Subset("perturbed", pairs.perturbed)
-    corrupted = Subset("corrupted", ~pairs.clean & ~pairs.perturbed)
+    corrupted = Subset("corrupted", pairs.corrupted)
     conditions = partition(pairs, "condition", corrupted, lambda item: item.condition)
     corruptions = partition(pairs, "corruption", corrupted, _name)
     perturbations = partition(pairs, "perturbation", perturbed, _name)
@@ -63,6 +76,9 @@ def compute(
         seed=evaluation.seed,
     )
     table = Table(pairs, columns, totals, evaluation.confidence_level)
+    probed, forms = negation.summary(pairs, evaluation)
+    unmoved, blind = prior.summary(pairs, evaluation)
+    spurious, backgrounds = background.summary(pairs, evaluation)
     taxonomy, failed = failures.sort(
         pairs,
         (clean, corrupted, perturbed),
@@ -79,6 +95,9 @@ def compute(
         clean_items=int(pairs.clean.sum()),
         corrupted_items=int(corrupted.mask.sum()),
         perturbed_items=int(perturbed.mask.sum()),
+        probed_items=int(pairs.of(Kind.NEGATED).sum()),
+        background_items=int(pairs.of(Kind.BACKGROUND).sum()),
+        foreign_items=len(apart[Kind.OOD].items),
         images=totals.clusters,
         estimates=_clean_estimates(table, clean)
         | abstention.estimates(table, clean, evaluation)
@@ -87,7 +106,11 @@ def compute(
         | {
             "perturbed_divergence_rate": table.rate(perturbed, "diverged"),
             "perturbed_negative_flip_rate": table.rate(perturbed, "negative"),
-        },
+        }
+        | probed
+        | unmoved
+        | spurious
+        | foreign.summary(pairs, apart[Kind.OOD], evaluation),
         mcnemar_p=mcnemar(changes.count(Flip.NEGATIVE), changes.count(Flip.POSITIVE)),
         groups=tuple(
             GroupRow(group=name, comparison=compare(table, subset)) for name, subset in groups.items()
@@ -103,6 +126,9 @@ def compute(
             PerturbationRow(perturbation=name, comparison=compare(table, subset))
             for name, subset in perturbations.items()
         ),
+        negation=forms,
+        blind=blind,
+        backgrounds=backgrounds,
         reliability={
             whose: confidence.reliability(said[pairs.clean], right[pairs.clean])
             for whose, said, right in (
@@ -110,7 +136,7 @@ def compute(
                 ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
             )
         },
-        scaling=_scaling(pairs, held_out),
+        scaling=_scaling(pairs, apart[Kind.TEMPERATURE]),
         selective=abstention.tables(pairs),
         flips=_flipped(pairs),
         taxonomy=taxonomy,
@@ -124,14 +150,8 @@ def noise_floor(
     """Divergence rate of the reference from itself, run with another batch size or thread count."""
     pairs = pair(items, reference, again)
     columns = {"n": np.ones(len(items)), "diverged": pairs.diverged.astype(np.float64)}
-    totals = bootstrap(
-        {f"all {name}": column for name, column in columns.items()},
-        pairs.clusters,
-        resamples=evaluation.bootstrap_resamples,
-        seed=evaluation.seed,
-    )
-    table = Table(pairs, columns, totals, evaluation.confidence_level)
-    return table.rate(Subset("all", np.ones(len(items), dtype=np.bool_)), "diverged")
+    everything = Subset("all", np.ones(len(items), dtype=np.bool_))
+    return tabulate(pairs, columns, [everything], evaluation).rate(everything, "diverged")
 
 
 def _name(item: Item) -> str:
@@ -213,5 +233,5 @@ def _flipped(pairs: Pairs) -> tuple[FlippedItem, ...]:
         for item, kind, before, now, position in zip(
             pairs.items, pairs.flips, pairs.reference, pairs.artifact, pairs.first_divergences, strict=True
         )
-        if kind is not None
+        if kind is not None and not item.unseen
     )

@@ -56,6 +56,41 @@ class PerturbationRow(Frozen):
     comparison: Comparison
 
 
+class NegationRow(Frozen):
+    """One form of negation probe, on items whose clean question the reference answers correctly."""
+
+    form: str
+    asked: int
+    """Probes, those of other items included."""
+    comparison: Comparison
+    """Accuracy is success by the strict scorer."""
+    reference_lenient: Estimate
+    """Success by the published scorer."""
+    artifact_lenient: Estimate
+    blind: Comparison | None
+    """The same probes without pictures; None when they were not asked."""
+
+
+class BlindRow(Frozen):
+    """Clean items asked again without their picture, or about one grey area."""
+
+    condition: str
+    comparison: Comparison
+    """Accuracy there is what the question alone gives away."""
+    reference_prior_bias: Estimate
+    """Share of items answered as with the picture."""
+    artifact_prior_bias: Estimate
+    prior_bias_increase: Estimate
+
+
+class BackgroundRow(Frozen):
+    """Questions of one kind on one background, originals and counterfactuals alike."""
+
+    group: str
+    background: str
+    comparison: Comparison
+
+
 class FlippedItem(Frozen):
     """An item that the artifact answered differently from the reference."""
 
@@ -152,8 +187,8 @@ class Metrics(Frozen):
     """Every metric of one artifact against its reference.
 
     `estimates` maps a metric's name to its estimate. The names of `recipe.GateName` that are about
-    answers are among them; `reference_*` is the same metric of the reference. Names without
-    `corrupted_` or `perturbed_` are about clean items.
+    answers are among them; `reference_*` is the same metric of the reference. Names that speak of no
+    other kind of item are about clean items.
     """
 
     format_version: int = 1
@@ -162,6 +197,11 @@ class Metrics(Frozen):
     clean_items: int
     corrupted_items: int
     perturbed_items: int = 0
+    probed_items: int = 0
+    """Negation probes with a picture."""
+    background_items: int = 0
+    foreign_items: int = 0
+    """From another distribution; no other metric looks at them."""
     images: int
     estimates: dict[str, Estimate]
     mcnemar_p: float | None
@@ -170,6 +210,9 @@ class Metrics(Frozen):
     conditions: tuple[ConditionRow, ...]
     corruptions: tuple[CorruptionRow, ...]
     perturbations: tuple[PerturbationRow, ...] = ()
+    negation: tuple[NegationRow, ...] = ()
+    blind: tuple[BlindRow, ...] = ()
+    backgrounds: tuple[BackgroundRow, ...] = ()
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """"reference" and "artifact" → ten bars, on clean items."""
     scaling: dict[str, Scaling] = {}
@@ -181,3 +224,15 @@ class Metrics(Frozen):
     """"clean", "corrupted" and "perturbed", where there are such items."""
     failures: tuple[FailedItem, ...] = ()
     """Of the artifact, in item order."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Kind of item → how many of its answers are compared; corrupted ones also where there are none."""
+        found = {
+            "clean": self.clean_items,
+            "corrupted": self.corrupted_items,
+            "perturbed": self.perturbed_items,
+            "negated": self.probed_items,
+            "background": self.background_items,
+        }
+        return {kind: n for kind, n in found.items() if n or kind == "corrupted"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import CLEAN, OOD, Answer, Item, read_jsonl, write_jsonl
+from edgevlm_runner.contract import CLEAN, Answer, Item, read_jsonl, write_jsonl
 
 from edgevlm_deploy import __version__, bundle, calibration, datasets, metrics, reference, source, suites
 from edgevlm_deploy.artifacts import file_digest, stage
@@ -30,7 +30,10 @@ def calibration_set(job: Job, samples: Sequence[datasets.Sample]) -> Calibration
 def _identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
     """What a sample is, wherever its picture lies."""
     return [
-        [one.id, one.group, one.image_id, one.prompt, one.answers, one.background, one.split, one.ood]
+        [
+            *(one.id, one.group, one.image_id, one.prompt, one.answers),
+            *(one.background, one.counterfactual_of, one.split),
+        ]
         for one in samples
     ]
 
@@ -45,20 +48,24 @@ class Items:
 
 def item_table(job: Job, samples: Samples) -> Items:
     evaluation = job.plan.recipe.evaluation
-    given = (*samples.evaluation, *samples.calibration, *samples.ood)
     inputs = {
         "samples": _identities(samples.evaluation),
         "calibration": _identities(samples.calibration),
+        "counterfactuals": _identities(samples.counterfactuals),
         "ood": _identities(samples.ood),
         "evaluation": evaluation,
         "version": __version__,
     }
 
     def build(out: Path) -> None:
-        pictures = {_picture(one): one.image for one in given if one.image is not None}
-        asked = [_item(one) for one in samples.evaluation]
-        rows = suites.build(asked, evaluation, [_item(one) for one in samples.calibration])
-        rows += tuple(_item(one) for one in samples.ood)
+        pictures = {_picture(one): one.image for one in samples.all if one.image is not None}
+        rows = suites.build(
+            [_item(one) for one in samples.evaluation],
+            evaluation,
+            calibration=[_item(one) for one in samples.calibration],
+            counterfactuals=[_item(one) for one in samples.counterfactuals],
+            ood=[_item(one) for one in samples.ood],
+        )
         (out / "images").mkdir(exist_ok=True)
         for name in {item.image for item in rows if item.image}:
             shutil.copyfile(pictures[name], out / name)
@@ -75,9 +82,9 @@ def _picture(sample: datasets.Sample) -> str:
 def _item(sample: datasets.Sample) -> Item:
     return Item(
         id=sample.id,
-        base_id=sample.id,
+        base_id=sample.counterfactual_of or sample.id,
         group=sample.group,
-        condition=OOD if sample.ood else CLEAN,
+        condition=CLEAN,
         image=_picture(sample),
         image_id=sample.image_id,
         prompt=sample.prompt,

@@ -48,6 +48,7 @@ class Order:
     data: Path | None = None
     calibration: Path | None = None
     images: Path | None = None
+    ood: Path | None = None
     revision: str | None = None
     offline: bool = False
 
@@ -87,7 +88,7 @@ def prepare(order: Order, watch: Watcher) -> Job:
     backends.require_packages(target.backend)
     watch.begin("Data")
     labelled, cache = model.kind == DUAL_ENCODER, order.out / "stages"
-    samples = gather(order.data, order.calibration, order.images, recipe, cache, labelled)
+    samples = gather(order.data, order.calibration, order.images, recipe, cache, order.ood, labelled)
     graphs = backends.graph_names(target.backend, model.kind)
     spec = source.model_spec(model, recipe, target.backend.value, graphs, samples.labels)
     if isinstance(spec, DualEncoderSpec):
@@ -118,11 +119,17 @@ def _check_classes(spec: DualEncoderSpec, samples: Samples, recipe: Recipe) -> N
                 f"the classes {other!r} and {name!r} are the same words once case, articles and punctuation "
                 "are left out; answers could not be told apart. Rename one."
             )
-    if Perturbation.PARAPHRASE in recipe.evaluation.perturbations:
-        raise PlanError(
-            "evaluation.perturbations: a dual encoder is asked no question that could be paraphrased; "
-            "leave `paraphrase` out."
-        )
+    asked = recipe.evaluation
+    about_questions = {
+        "perturbations: paraphrase": Perturbation.PARAPHRASE in asked.perturbations,
+        "negation": asked.negation is not None,
+        "blind_items": asked.blind_items > 0,
+    }
+    for key, wanted in about_questions.items():
+        if wanted:
+            raise PlanError(
+                f"evaluation.{key}: a dual encoder sees a picture and is asked no question; leave it out."
+            )
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, PARAPHRASE, PERTURBED, Answer, Item
+from edgevlm_runner.contract import CLEAN, PARAPHRASE, PERTURBED, Answer, Item, Kind
 from edgevlm_runner.inputs import picture_of
 from PIL import Image
 
@@ -44,7 +44,8 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Entry:
-    """One item. `corruption` is "" for a clean one, "perturbed:<name>" for a perturbed one."""
+    """One item. `change` is what was done to the clean one, such as "fog", "perturbed:small_shift" or
+    "negated:is_not"; "" for a clean one."""
 
     id: str
     direction: Flip | None
@@ -54,9 +55,11 @@ class Entry:
     reason: str
     group: str
     condition: str
-    corruption: str
+    kind: Kind
+    change: str
     question: str
     accepted: tuple[str, ...]
+    """Of the negation probes `is_not` and `absent`: what must not be named."""
     reference: str
     artifact: str
     reference_confidence: float
@@ -79,18 +82,16 @@ class Gallery:
         return tuple(sorted({entry.group for entry in self.entries if entry.group}))
 
     @property
-    def corruptions(self) -> tuple[str, ...]:
-        """Perturbations too, behind the corruptions."""
-        names = {entry.corruption for entry in self.entries if entry.corruption}
-        return tuple(sorted(names, key=lambda name: (name.startswith(PERTURBED), name)))
+    def kinds(self) -> tuple[Kind, ...]:
+        found = {entry.kind for entry in self.entries}
+        return tuple(kind for kind in Kind if kind in found)
 
     @property
-    def has_corrupted(self) -> bool:
-        return any(not name.startswith(PERTURBED) for name in self.corruptions)
-
-    @property
-    def has_perturbed(self) -> bool:
-        return any(name.startswith(PERTURBED) for name in self.corruptions)
+    def changes(self) -> tuple[str, ...]:
+        """Corruptions first, then perturbations and probes."""
+        order = list(Kind)
+        found = {(order.index(entry.kind), entry.change) for entry in self.entries if entry.change}
+        return tuple(change for _, change in sorted(found))
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -156,9 +157,9 @@ def build(
 
 
 def _pixels(item: Item) -> tuple[str, str]:
-    """What the picture that the models saw depends on; a paraphrase leaves it as it is."""
-    reworded = item.condition.startswith(PERTURBED + PARAPHRASE)
-    return item.image_id, CLEAN if reworded else item.condition
+    """What the picture that the models saw depends on; a probe or a paraphrase leaves it as it is."""
+    altered = item.corruption is not None and item.corruption[0] != PERTURBED + PARAPHRASE
+    return item.image_id, item.condition if altered else CLEAN
 
 
 def _in_order(
@@ -199,7 +200,8 @@ def _entry(
         reason=failure.reason if failure else "",
         group=item.group,
         condition=item.condition,
-        corruption=item.corruption[0] if item.corruption else "",
+        kind=item.kind,
+        change=item.condition.partition("/")[0] if item.kind is not Kind.CLEAN else "",
         question=item.prompt,
         accepted=tuple(dict.fromkeys(item.answers)),
         reference=before.text,

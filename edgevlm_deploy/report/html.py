@@ -22,7 +22,17 @@ from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.report import charts, gallery, heat_map, inventory, outcome
 from edgevlm_deploy.report.names import CATEGORIES, EMPTY, MEANINGS, REPORT, WORDS
-from edgevlm_deploy.report.quantity import TITLES, UNITS, Unit, estimated, interval, limit, measured, quantity
+from edgevlm_deploy.report.quantity import (
+    TITLES,
+    UNITS,
+    Unit,
+    estimated,
+    interval,
+    items,
+    limit,
+    measured,
+    quantity,
+)
 from edgevlm_deploy.verdict import Verdict
 
 _HERE = Path(__file__).parent
@@ -100,6 +110,10 @@ def render(
             names=REPORT,
             words=WORDS[bundle.model.kind],
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
+            probed=bool(
+                metrics.negation or metrics.blind or metrics.background_items or metrics.foreign_items
+            ),
+            probe_bars=charts.interval_bars(_probe_drops(metrics)),
             reliability=_reliability(metrics),
             risk_curves=_risk_curves(metrics),
             durations=_durations(evidence, verdict, bundle.model.kind),
@@ -138,6 +152,7 @@ def environment() -> Environment:
         "quantity": quantity,
         "estimate": estimated,
         "commas": "{:,}".format,
+        "items": items,
     }
     environment.globals |= {
         "Unit": Unit,
@@ -175,6 +190,12 @@ def content_policy(style: str, script: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+def _probe_drops(metrics: Metrics) -> list[Estimate]:
+    """One a form, and last their mean; nothing in metrics without probes."""
+    drops = [row.comparison.accuracy_drop for row in metrics.negation]
+    return [*drops, metrics.estimates["negation_success_drop"]] if drops else []
 
 
 def _reliability(metrics: Metrics) -> dict[str, tuple[charts.ReliabilityPoint, ...]]:

@@ -92,7 +92,7 @@ def comparability(compared: Compared) -> list[str]:
     if only_a or only_b:
         found.append(f"Left out: {only_a:,} items that only A has and {only_b:,} that only B has.")
     if not compared.same_seed:
-        found.append("A and B changed their pictures from different seeds, so only clean items are compared.")
+        found.append("A and B changed their pictures from different seeds, so those are not compared.")
     if compared.a.bundle.manifest["source"] != compared.b.bundle.manifest["source"]:
         found.append("A and B were compiled from different checkpoints.")
     for name, side in (("A", compared.a), ("B", compared.b)):

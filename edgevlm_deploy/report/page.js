@@ -10,13 +10,7 @@
   const shown = document.getElementById("shown");
   const empty = document.getElementById("nothing-left");
 
-  const conditionFits = (corruption, wanted) => {
-    if (wanted === "clean") return corruption === "";
-    const perturbed = corruption.startsWith("perturbed:");
-    if (wanted === "perturbed") return perturbed;
-    if (wanted === "corrupted") return corruption !== "" && !perturbed;
-    return !wanted || corruption === wanted;
-  };
+  const conditionFits = (data, wanted) => !wanted || data.kind === wanted || data.change === wanted;
 
   const apply = () => {
     const wanted = new FormData(form);
@@ -25,7 +19,7 @@
     for (const { card, text } of cards) {
       const visible =
         (!wanted.get("direction") || card.dataset.direction === wanted.get("direction")) &&
-        conditionFits(card.dataset.corruption, wanted.get("condition")) &&
+        conditionFits(card.dataset, wanted.get("condition")) &&
         (!wanted.get("group") || card.dataset.group === wanted.get("group")) &&
         (!wanted.get("category") || card.dataset.category === wanted.get("category")) &&
         words.every((word) => text.includes(word));

@@ -6,6 +6,7 @@ import math
 from enum import Enum
 
 from edgevlm_deploy.metrics.statistics import Estimate
+from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.verdict import GateResult
 
@@ -35,6 +36,15 @@ TITLES = {
     GateName.CORRUPTED_DIVERGENCE_RATE: "Divergence rate under corruption",
     GateName.CORRUPTED_NEGATIVE_FLIP_RATE: "Negative flip rate under corruption",
     GateName.PERTURBED_DIVERGENCE_RATE: "Divergence rate under perturbation",
+    GateName.NEGATION_SUCCESS: "Success on negation probes",
+    GateName.NEGATION_SUCCESS_DROP: "Drop of success on negation probes",
+    GateName.PRIOR_BIAS: "Same answer without the picture",
+    GateName.PRIOR_BIAS_INCREASE: "More answers without the picture",
+    GateName.BACKGROUND_GAP: "Cost of another background, more than before",
+    GateName.WORST_GROUP_ACCURACY: "Accuracy of the worst group",
+    GateName.SPURIOUS_GAP_INCREASE: "Relative spurious gap increase",
+    GateName.OOD_AUROC: "Unfamiliar told from familiar (AUROC)",
+    GateName.OOD_AUROC_DROP: "Drop of that AUROC",
     GateName.ECE: "Calibration error",
     GateName.ECE_INCREASE: "Calibration error increase",
     GateName.ADAPTIVE_ECE_INCREASE: "Adaptive calibration error increase",
@@ -58,6 +68,15 @@ UNITS = {
     GateName.CORRUPTED_DIVERGENCE_RATE: Unit.SHARE,
     GateName.CORRUPTED_NEGATIVE_FLIP_RATE: Unit.SHARE,
     GateName.PERTURBED_DIVERGENCE_RATE: Unit.SHARE,
+    GateName.NEGATION_SUCCESS: Unit.SHARE,
+    GateName.NEGATION_SUCCESS_DROP: Unit.POINTS,
+    GateName.PRIOR_BIAS: Unit.SHARE,
+    GateName.PRIOR_BIAS_INCREASE: Unit.POINTS,
+    GateName.BACKGROUND_GAP: Unit.POINTS,
+    GateName.WORST_GROUP_ACCURACY: Unit.SHARE,
+    GateName.SPURIOUS_GAP_INCREASE: Unit.POINTS,
+    GateName.OOD_AUROC: Unit.RATIO,
+    GateName.OOD_AUROC_DROP: Unit.RATIO,
     GateName.ECE: Unit.SHARE,
     GateName.ECE_INCREASE: Unit.POINTS,
     GateName.ADAPTIVE_ECE_INCREASE: Unit.POINTS,
@@ -95,6 +114,12 @@ def estimated(estimate: Estimate, unit: Unit) -> str:
     if estimate.low is None and estimate.high is None:
         return quantity(estimate.value, unit)
     return f"{quantity(estimate.value, unit)} {interval(estimate.low, estimate.high, unit)}"
+
+
+def items(metrics: Metrics) -> str:
+    """As in "2,400 clean, 2,000 corrupted and 400 negated items"."""
+    parts = [f"{n:,} {kind}" for kind, n in metrics.counts.items()]
+    return f"{', '.join(parts[:-1])} and {parts[-1]} items"
 
 
 def limit(gate: GateResult) -> str:

@@ -2,12 +2,13 @@
 
 Python 3.8, standard library only. Every dataclass here is frozen, round-trips through
 `to_json` / `from_json`, and rejects unknown keys, so that a file from another version
-is refused instead of being half understood.
+is refused instead of being half understood. A key with a plain default may be absent.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 from pathlib import Path
 from typing import (
@@ -37,16 +38,45 @@ PERTURBED = "perturbed:"
 """How conditions begin that should change no answer at all."""
 PARAPHRASE = "paraphrase"
 """The perturbation that leaves the picture alone: the item's prompt is the changed question."""
+NEGATED = "negated:"
+"""How conditions of negation probes begin; the name of the probe's form follows."""
+NEGATED_BLIND = "negated-blind:"
+"""The same probe without a picture."""
+BLIND = "blind"
+"""The clean question without its picture."""
+GREY = "blind:grey"
+"""The clean question with one grey area in place of its picture."""
+BACKGROUND = "background"
+"""The clean question about a picture that differs in its background alone."""
+OOD = "ood"
+"""A question or picture from another distribution than the clean items'."""
 
 T = TypeVar("T")
+
+
+class Kind(str, enum.Enum):
+    """What an item is there for. Each metric looks at items of one kind, or at one kind beside the clean."""
+
+    CLEAN = "clean"
+    TEMPERATURE = "temperature"
+    CORRUPTED = "corrupted"
+    PERTURBED = "perturbed"
+    NEGATED = "negated"
+    NEGATED_BLIND = "negated-blind"
+    BLIND = "blind"
+    BACKGROUND = "background"
+    OOD = "ood"
+
+
+_KINDS = {kind.value for kind in Kind}
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One question that the reference and the artifact both answer.
 
-    A corrupted or perturbed variant is an item of its own: same `base_id`, other `condition`.
-    The bundle holds the clean picture only; the corrupted pixels are made where they
+    A variant is an item of its own: `base_id` names the clean item, `condition` what was done to it.
+    The bundle holds the clean picture only; corrupted pixels are made where they
     are needed, from (`image_id`, condition, seed of the suite).
     """
 
@@ -55,25 +85,43 @@ class Item:
     group: str
     """Kind of question, e.g. "count"; "" when the data names none."""
     condition: str
-    """"clean", "temperature", "<corruption>/<severity>" or "perturbed:<perturbation>/<level>", e.g.
+    """"clean", "temperature", "<corruption>/<severity>", "perturbed:<perturbation>/<level>",
+    "negated:<form>", "negated-blind:<form>", "blind", "blind:grey", "background" or "ood"; e.g.
     "gaussian_noise/3"."""
     image: str
     """Path inside the bundle, or "" for a question without a picture."""
     image_id: str
-    """SHA-256 of the picture's file; items of one picture are one statistical cluster."""
+    """SHA-256 of the picture's file, also where the picture is withheld; items of one picture are one
+    statistical cluster."""
     prompt: str
     """The question; "" for a classifier, which is asked none."""
     answers: Tuple[str, ...]
-    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match. One class for a classifier."""
+    """Accepted answers; ten of them are scored as VQAv2, fewer by exact match. Of the negation probes
+    `is_not` and `absent`: what is depicted and must not be named. A classifier has one class, or none."""
     background: str = ""
-    """What stands behind the object, where the data says so."""
+    """What is behind the objects, "" when the data do not say."""
     split: str = ""
-    """"common" or "counter": whether class and background usually go together; "" where not said."""
+    """"common" or "counter": whether class and background usually go together; "" when not said."""
+
+    @property
+    def kind(self) -> Kind:
+        name = self.condition.partition(":")[0]
+        return Kind(name) if name in _KINDS else Kind.CORRUPTED
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the picture that the question is about is withheld: the reply tells of no sight."""
+        return self.kind in (Kind.NEGATED_BLIND, Kind.BLIND)
+
+    @property
+    def form(self) -> str:
+        """Of a negation probe, e.g. "is_not"; otherwise what else follows a colon."""
+        return self.condition.partition(":")[2]
 
     @property
     def corruption(self) -> Optional[Tuple[str, int]]:
-        """(name, severity) of what is done to the picture, perturbations included; None for a clean one."""
-        if self.condition in (CLEAN, TEMPERATURE, OOD):
+        """(name, severity) of what is done to the picture, perturbations included; None for other kinds."""
+        if self.kind not in (Kind.CORRUPTED, Kind.PERTURBED):
             return None
         name, _, severity = self.condition.partition("/")
         return name, int(severity)
@@ -81,7 +129,7 @@ class Item:
     @property
     def perturbed(self) -> bool:
         """Whether the change is a perturbation, which may cost nothing, and no corruption."""
-        return self.condition.startswith(PERTURBED)
+        return self.kind is Kind.PERTURBED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,12 +297,8 @@ def from_json(cls: Type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    needed = {
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    unknown, missing = sorted(set(data) - set(fields)), sorted(needed - set(data))
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    unknown, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
     if unknown or missing:
         raise BundleError(
             f"{where}: {cls.__name__} has unknown keys {unknown} and lacks {missing}. "

@@ -12,10 +12,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from edgevlm_runner import prompt, zero_shot
-from edgevlm_runner.contract import DualEncoderSpec, Item, Model, ModelSpec
+from edgevlm_runner.contract import GREY, DualEncoderSpec, Item, Model, ModelSpec
 from edgevlm_runner.corrupt import corrupt
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.preprocess import frame, load_image, tiles
+
+MID_GREY = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +69,15 @@ def from_item(item: Item, root: Path, seed: int, spec: Model, tokenizer: Tokeniz
 
 
 def picture_of(item: Item, root: Path, seed: int) -> Optional[Image.Image]:
-    """The item's picture after corruption; None for a question without one."""
+    """The item's picture as its condition has it: corrupted, one grey area of its size, or as it is.
+
+    None for a question without one.
+    """
     if not item.image:
         return None
     clean = _decode(root / item.image)
+    if item.condition == GREY:
+        return Image.new("RGB", clean.size, (MID_GREY,) * 3)
     if item.corruption is None:
         return clean
     name, severity = item.corruption

@@ -8,8 +8,10 @@ import pytest
 
 from edgevlm_deploy import datasets
 from edgevlm_deploy.artifacts import tree_digest
+from edgevlm_deploy.demo.backgrounds import GROUNDS
 from edgevlm_deploy.demo.dataset import samples
 from edgevlm_deploy.demo.scenes import (
+    CELL,
     COLOURS,
     COLUMNS,
     MOST_OBJECTS,
@@ -81,3 +83,39 @@ def test_the_data_set_on_disk(tmp_path: Path) -> None:
     assert datasets.load(tmp_path / "a") == evaluation
     calibration = samples(Split.CALIBRATION, 12, 4, tmp_path / "c")
     datasets.check_disjoint(calibration, evaluation)
+
+
+def test_on_another_ground_all_else_stays() -> None:
+    """Objects are painted over the ground, so that their own pixels do not know it."""
+    moved, kept = [], []
+    for index in range(20):
+        plain = scene(Split.EVALUATION, index)
+        for ground in GROUNDS:
+            other = scene(Split.EVALUATION, index, ground=ground)
+            assert other.things == plain.things and not np.array_equal(other.pixels, plain.pixels)
+            assert np.array_equal(other.pixels, scene(Split.EVALUATION, index, ground=ground).pixels)
+            change = np.abs(other.pixels.astype(int) - plain.pixels).max(axis=2)
+            moved.append(np.mean(change > 3))
+            kept += [
+                change[y, x]
+                for thing in plain.things
+                if thing.size == "large" and thing.shape in ("ball", "cube")
+                for y, x in [(thing.row * CELL + CELL // 2, thing.column * CELL + CELL // 2)]
+            ]
+    assert min(moved) > 0.5 and len(kept) > 10 and max(kept) <= 1
+
+
+def test_repainted_scenes_are_counterfactual_rows(tmp_path: Path) -> None:
+    found = samples(Split.EVALUATION, 3, 2, tmp_path, repainted=2)
+    plain, swapped = datasets.separate(found)
+    assert [one.id for one in plain] == [
+        one.id for one in samples(Split.EVALUATION, 3, 2, tmp_path / "again")
+    ]
+    assert len(plain) == 6 and len(swapped) == 4
+    originals = {one.id: one for one in plain}
+    for one in swapped:
+        original = originals[one.counterfactual_of]
+        assert (one.prompt, one.answers, one.group) == (original.prompt, original.answers, original.group)
+        assert one.image_id != original.image_id
+        assert original.background == "smooth" and one.background in GROUNDS
+    assert {one.background for one in swapped} == set(GROUNDS)

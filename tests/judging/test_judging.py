@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgevlm_deploy import judging
-from edgevlm_deploy.errors import BundleError, EndpointError
+from edgevlm_deploy.errors import BundleError, EndpointError, ImageError
 from edgevlm_deploy.judging import prompt
 from edgevlm_deploy.metrics.taxonomy import Category, Failure
 from edgevlm_deploy.progress import Silent
@@ -191,3 +193,26 @@ def test_the_command(validated: Path, server: Any) -> None:
     refused = edgevlm("--endpoint", server.url, "--model", "judge-3")
     assert refused.returncode == 26 and "0 of 4 failures" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_an_interrupt_does_not_wait_for_the_endpoint(validated: Path, server: Any) -> None:
+    server.always = lambda _: 60.0
+    command = [sys.executable, "-m", "edgevlm_deploy.cli", "judge", str(validated), "--endpoint", server.url]
+    process = subprocess.Popen([*command, "--model", "judge-1"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(server.requests) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130 and time.monotonic() - began < 20
+    assert "interrupted; finished stages are kept" in told and "Traceback" not in told
+
+
+def test_a_picture_that_cannot_be_read_ends_it(validated: Path, server: Any) -> None:
+    wrong = judging.wrong_answers(validated)
+    for picture in (validated / "images").iterdir():
+        picture.write_bytes(b"no picture")
+    with pytest.raises(ImageError):
+        judging.ask(wrong, endpoint(server), Silent(), pictures=True)
+    assert server.requests == []

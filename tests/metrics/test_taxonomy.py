@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgevlm_deploy.metrics.accuracy import accuracy
 from edgevlm_deploy.metrics.taxonomy import RULES, Category, Failure, judge
 
 BLIND, DRIFT, PRIOR, SPATIAL, OTHER = (
@@ -168,3 +171,23 @@ def test_the_page_about_the_rules_has_them_all_in_order(repository: Path) -> Non
         for rule in RULES
     ]
     assert "\n".join(rows) in page
+
+
+def test_published_pope_failures_are_missed_or_invented_as_their_labels_say(real_data: Path) -> None:
+    """LLaVA-1.5-13B on POPE's adversarial questions, which name what often stands beside the things shown."""
+    scoring = real_data / "scoring"
+    folder = scoring / "llava15_pope"
+    questions = [json.loads(line) for line in (folder / "llava_pope_test.jsonl").read_text().splitlines()]
+    said = [json.loads(line) for line in (folder / "answers/llava-v1.5-13b.jsonl").read_text().splitlines()]
+    labelled = (scoring / "pope" / "coco_pope_adversarial.json").read_text().splitlines()
+    labels = {(row["image"], row["text"]): row["label"] for row in map(json.loads, labelled)}
+    counts: Counter[tuple[str, str]] = Counter()
+    for question, answer in zip(questions, said, strict=True):
+        text = question["text"].split("\n")[0]
+        label = labels.get((question["image"], text))
+        if question["category"] == "adversarial" and label and not accuracy(answer["text"], [label]):
+            found = judge(Failure(text, (label,), answer["text"]))
+            assert found is not None
+            counts[label, found.name] += 1
+    assert set(counts) == {("yes", "missed"), ("no", "invented")}
+    assert sum(counts.values()) > 350

@@ -16,10 +16,11 @@ from edgevlm_runner.contract import Answer, ImageSpec, Item, ModelSpec, PromptSp
 from edgevlm_deploy import bundle as bundles
 from edgevlm_deploy import metrics as measures
 from edgevlm_deploy import resources, suites
+from edgevlm_deploy.datasets import Sample
 from edgevlm_deploy.demo import dataset
 from edgevlm_deploy.demo.scenes import Split
 from edgevlm_deploy.metrics import Estimate, Metrics
-from edgevlm_deploy.recipe import Corruption, Evaluation, Gate, GateName, Perturbation
+from edgevlm_deploy.recipe import Corruption, Evaluation, Gate, GateName, Negation, Perturbation
 from edgevlm_deploy.verdict import Verdict, judge
 
 WRONG = ("blue", "yes", "no", "2", "left", "<b>ring</b>", "small")
@@ -30,6 +31,14 @@ NASTY = '</script><img src=x onerror="document.title=1">'
 
 
 NOISE_FLOOR = Estimate(value=0.004, low=0.001, high=0.014, n=256, clusters=64, method="wilson")
+
+
+PROBES: dict[str, Any] = {
+    "negation": Negation(items=20),
+    "blind_items": 20,
+    "grey_items": 10,
+    "background_items": 40,
+}
 
 
 @dataclass(frozen=True)
@@ -51,16 +60,17 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
         per_condition: int = 12,
         corruptions: tuple[Corruption, ...] = tuple(Corruption),
         perturbations: tuple[Perturbation, ...] = (),
+        probes: bool = False,
     ) -> Case:
         folder = tmp_path_factory.mktemp("case")
-        return case(folder, pictures, severities, per_condition, corruptions, perturbations)
+        return case(folder, pictures, severities, per_condition, corruptions, perturbations, probes)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def small_case(make_case: Callable[..., Case]) -> Case:
-    return make_case(perturbations=tuple(Perturbation))
+    return make_case(perturbations=tuple(Perturbation), probes=True)
 
 
 def case(
@@ -70,6 +80,7 @@ def case(
     per_condition: int,
     corruptions: tuple[Corruption, ...] = tuple(Corruption),
     perturbations: tuple[Perturbation, ...] = (),
+    probes: bool = False,
 ) -> Case:
     """Write, open and judge a bundle; the artifact thinks again about one item in ten."""
     recipe = resources.recipe("default")
@@ -80,24 +91,29 @@ def case(
         severities=severities,
         items_per_condition=per_condition,
         bootstrap_resamples=500,
+        **(PROBES if probes else {}),
     )
-    samples = dataset.samples(Split.EVALUATION, pictures, 4, folder / "data")
-    files = {sample.id: sample.image for sample in samples if sample.image}
-    clean = [
+    samples = dataset.samples(Split.EVALUATION, pictures, 4, folder / "data", 15 if probes else 0)
+    files = {_picture(sample): sample.image for sample in samples if sample.image}
+    found = [
         Item(
             id=sample.id,
-            base_id=sample.id,
+            base_id=sample.counterfactual_of or sample.id,
             group=sample.group,
             condition="clean",
-            image=bundles.picture_name(files[sample.id], sample.image_id),
+            image=_picture(sample),
             image_id=sample.image_id,
             prompt=sample.prompt,
             answers=sample.answers,
+            background=sample.background,
         )
         for sample in samples
     ]
+    clean = [item for item in found if item.base_id == item.id]
     clean.append(Item("text-only", "text-only", "", "clean", "", "", "Which number follows one?", ("2",)))
-    items = suites.build(clean, evaluation)
+    foreign = [replace(item, id=f"far-{item.id}") for item in clean[:20]] if probes else []
+    pairs = [item for item in found if item.base_id != item.id]
+    items = suites.build(clean, evaluation, counterfactuals=pairs, ood=foreign)
     rng = np.random.default_rng(0)
     reference = [_answer(item, rng) for item in items]
     artifact = [_again(before, item, rng) for before, item in zip(reference, items, strict=True)]
@@ -114,7 +130,7 @@ def case(
         graphs=_graphs(folder / "graphs", rng),
         tokenizer=_file(folder / "tokenizer.json", b"{}"),
         items=items,
-        pictures={item.image: files[item.base_id] for item in items if item.image},
+        pictures={item.image: files[item.image] for item in items if item.image},
         reference=reference,
         gates=gates,
         recipe=recipe,
@@ -129,6 +145,11 @@ def case(
     return Case(
         bundle, evidence, tuple(artifact), metrics, judge(gates, metrics, device, noise_floor=NOISE_FLOOR)
     )
+
+
+def _picture(sample: Sample) -> str:
+    assert sample.image is not None
+    return bundles.picture_name(sample.image, sample.image_id)
 
 
 def _answer(item: Item, rng: np.random.Generator) -> Answer:

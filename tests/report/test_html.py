@@ -14,10 +14,11 @@ import pytest
 
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.consistency import Flip
-from edgevlm_deploy.metrics.tables import Scaling
-from edgevlm_deploy.recipe import Gate, GateName
+from edgevlm_deploy.metrics.tables import Metrics, Scaling
+from edgevlm_deploy.recipe import Gate, GateName, ProbeForm
 from edgevlm_deploy.report import gallery, html
 from edgevlm_deploy.report.names import CATEGORIES
+from edgevlm_deploy.report.quantity import Unit, quantity
 from edgevlm_deploy.verdict import judge
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -147,9 +148,9 @@ def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) ->
         item = by_id[entry.id]
         assert (entry.thumbnail is None) == (not item.image)
         if entry.thumbnail is not None:
-            reworded = item.condition.startswith("perturbed:paraphrase")
-            pixels = (item.image_id, "clean" if reworded else item.condition)
-            assert seen.setdefault(entry.thumbnail.id, pixels) == pixels
+            altered = item.corruption and item.corruption[0] != "perturbed:paraphrase"
+            shown = (item.image_id, item.condition if altered else "clean")
+            assert seen.setdefault(entry.thumbnail.id, shown) == shown
     assert len(seen) == len(built.thumbnails)
 
 
@@ -214,12 +215,34 @@ def test_perturbations_have_a_table_of_their_own(small_case: Any, tmp_path: Path
         title = row.perturbation.replace("perturbed:", "").replace("_", " ")
         assert f'<th scope="row">{title}</th>' in text
     assert len(small_case.metrics.perturbations) == 4
-    items = (
-        small_case.metrics.clean_items,
-        small_case.metrics.corrupted_items,
-        small_case.metrics.perturbed_items,
+    found = small_case.metrics
+    assert (
+        f"{found.clean_items:,} clean, {found.corrupted_items:,} corrupted, {found.perturbed_items:,} p"
+        in text
     )
-    assert "{:,} clean, {:,} corrupted and {:,} perturbed items".format(*items) in text
+
+
+def test_probes_have_a_section_of_their_own(
+    small_case: Any, make_case: Callable[..., Any], tmp_path: Path
+) -> None:
+    found, text = small_case.metrics, rendered(small_case, tmp_path / "report.html")
+    assert f"{found.probed_items:,} negated and {found.background_items:,} background items on" in text
+    section = text.split('<section id="probes"')[1].split("</section>")[0]
+    assert [row.form for row in found.negation] == [form.value for form in ProbeForm]
+    for row in found.negation:
+        assert f"{row.comparison.n}<small>of {row.asked}</small>" in section
+        assert quantity(row.artifact_lenient.value, Unit.SHARE) in section
+    for name in ("negation_success", "reference_negation_success", "prior_bias", "spurious_gap"):
+        assert quantity(found.estimates[name].value, Unit.SHARE) in section
+    assert "true yn (control)" in section and "20 of another distribution" in section
+    assert "<dt>not to name</dt>" in text and 'data-change="negated:false_yn"' in text
+    without = make_case(pictures=12, corruptions=())
+    assert 'id="probes"' not in rendered(without, tmp_path / "without.html")
+    older = without.metrics.model_dump()
+    for name in ("negation", "blind", "backgrounds", "probed_items", "background_items", "foreign_items"):
+        del older[name]
+    older["estimates"] = {name: one for name, one in older["estimates"].items() if "negation" not in name}
+    assert rendered(without, tmp_path / "older.html", metrics=Metrics.model_validate(older))
 
 
 def test_a_recipe_without_corruptions(make_case: Callable[..., Any], tmp_path: Path) -> None:

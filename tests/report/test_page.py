@@ -114,18 +114,25 @@ def test_kinds_of_failure_narrow_the_gallery(page: Chrome, small_case: Any) -> N
         counted += len(visible(page))
     right = [card for card in everything if not card.get_attribute("data-category")]
     assert counted == len(everything) - len(right) and all(
-        card.get_attribute("data-direction") in ("positive", "neutral") for card in right
+        card.get_attribute("data-direction") in ("positive", "neutral")
+        or card.get_attribute("data-kind") in ("negated", "background")  # no answers to the clean question
+        for card in right
     )
 
 
 def test_one_corruption_and_all_of_them(page: Chrome, small_case: Any) -> None:
-    changed = [condition for _, condition, _ in cards(page, small_case) if condition != "clean"]
-    flips = [condition for condition in changed if not condition.startswith("perturbed:")]
+    kinds: dict[str, list[str]] = {}
+    for _, change, _ in cards(page, small_case):
+        kind = change.partition(":")[0]
+        kinds.setdefault("corrupted" if "/" in kind else kind, []).append(change)
+    flips = kinds["corrupted"]
     condition = Select(page.find_element(By.NAME, "condition"))
-    condition.select_by_value("corrupted")
-    assert len(visible(page)) == len(flips)
-    condition.select_by_value("perturbed")
-    assert 0 < len(visible(page)) == len(changed) - len(flips)
+    assert set(kinds) >= {"clean", "corrupted", "perturbed", "negated"}
+    for kind, of_kind in kinds.items():
+        condition.select_by_value(kind)
+        assert len(visible(page)) == len(of_kind) > 0
+    condition.select_by_value("negated:counter")
+    assert len(visible(page)) == kinds["negated"].count("negated:counter") > 0
     name = flips[0].split("/")[0]
     condition.select_by_value(name)
     assert len(visible(page)) == sum(one.startswith(f"{name}/") for one in flips)
