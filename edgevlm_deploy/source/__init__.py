@@ -45,12 +45,12 @@ def inspect(path: str | Path, revision: str | None = None, offline: bool = False
     Raises CheckpointError for what is missing, damaged, unsafe or of another model family.
     """
     checkpoint = open_checkpoint(path, revision, offline)
-    family = str(checkpoint.config.get("model_type"))
+    family = checkpoint.config.get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(
             f"{checkpoint.path}: model family {family!r} is not supported; supported: {', '.join(FAMILIES)}."
         )
-    return FAMILIES[family].describe(checkpoint)
+    return FAMILIES[str(family)].describe(checkpoint)
 
 
 def load(source: SourceModel) -> Any:

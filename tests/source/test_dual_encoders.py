@@ -168,3 +168,36 @@ def test_the_real_clips_preprocessing_and_tokens(real_data: Path) -> None:
     texts = [f"a photo of a {name}." for name in ("cat", "Traffic light", "coupé", "T-shirt & tie", "日本")]
     theirs = np.asarray(tokenizer(texts, padding="max_length", max_length=77)["input_ids"])
     assert np.array_equal(zero_shot.tokens(texts, text, on_device), theirs)
+
+
+def test_the_real_clips_end_of_text(real_data: Path, tmp_path: Path) -> None:
+    """Its config says that texts end with token 2; transformers takes the largest token instead. The
+    published tokenizer and configuration with small layers and random weights."""
+    import transformers
+
+    from edgevlm_deploy.export.encoders import TextEncoder
+
+    published = real_data / "configs" / "clip-vit-base-patch32"
+    config = transformers.CLIPConfig.from_pretrained(published)
+    assert config.text_config.eos_token_id == 2
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for part in (config.text_config, config.vision_config):
+        part.update(small)
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "clip")
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "vocab.json",
+        "merges.txt",
+    ):
+        shutil.copy(published / name, tmp_path / "clip" / name)
+    described, spec = source.inspect(tmp_path / "clip"), spec_of(tmp_path / "clip")
+    assert (spec.text.length, spec.text.end_token_id, spec.image.side) == (77, 49407, 224)
+    model, tokenizer = source.load(described), Tokenizer.from_file(str(described.tokenizer))
+    ids = torch.from_numpy(zero_shot.tokens(["a photo of a cat", "two dogs!"], spec.text, tokenizer))
+    model.text_model.config._attn_implementation = "sdpa"
+    with torch.inference_mode():
+        theirs = model.get_text_features(input_ids=ids).pooler_output
+        torch.testing.assert_close(TextEncoder(model, spec.text)(ids), theirs, rtol=1e-4, atol=1e-5)
