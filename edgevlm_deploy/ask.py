@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevlm_runner import zero_shot
-from edgevlm_runner.contract import DualEncoderSpec
+from edgevlm_runner import abstain, zero_shot
+from edgevlm_runner.contract import Certainty, DualEncoderSpec
 from edgevlm_runner.respond import Reply, Respondent, ZeroShot
 
 from edgevlm_deploy.bundle import Bundle, open_sealed
@@ -25,6 +25,8 @@ def answer(
 ) -> dict[str, Any]:
     """Stream the answer to `on_text` and return it with its confidence and latency.
 
+    A bundle that may abstain decides after the last token, so its answer comes in one piece, or a sentence
+    that says why there is none; what is returned holds the answer anyway.
     A dual encoder needs a picture; `question` may name other classes than the bundle's, separated by
     commas, and the answer has `classes`: probability and cosine of each, the likeliest first.
     Raises BundleError when the bundle has not passed its gates, unless `unsealed` is given, PromptError when
@@ -35,8 +37,11 @@ def answer(
         return _classify(bundle, bundle.model, question, image, on_text, emulate)
     if not question:
         raise PromptError("This bundle answers questions: give one with --prompt.")
+    certainty = bundle.certainty
     with Respondent(bundle, emulate=emulate) as respondent:
-        reply = respondent.ask(question, image, on_text)
+        reply = respondent.ask(question, image, (lambda _: None) if certainty.abstain else on_text)
+    if certainty.abstain:
+        on_text(withheld(reply, certainty) if reply.abstained else reply.text)
     return {**_common(bundle, reply), "tokens": len(reply.token_ids)}
 
 
@@ -57,7 +62,7 @@ def _classify(
         if others:
             respondent.choose_among(list(dict.fromkeys(others)))
         reply, names = respondent.ask(image), respondent.classes
-    on_text(reply.text)
+    on_text(withheld(reply, bundle.certainty) if reply.abstained else reply.text)
     probabilities = np.exp(zero_shot.log_probabilities(np.array(reply.scores), spec))
     ranked = sorted(zip(names, probabilities, reply.scores, strict=True), key=lambda row: -row[2])
     listed = [
@@ -68,10 +73,27 @@ def _classify(
 
 
 def _common(bundle: Bundle, reply: Reply) -> dict[str, Any]:
+    certainty = bundle.certainty
     return {
         "answer": reply.text,
+        "abstained": reply.abstained,
         "deployable": bool(bundle.seal and bundle.seal["deployable"]),
-        "confidence": reply.confidence,
+        "confidence": abstain.scaled(reply.confidence, certainty.temperature),
+        "max_prob": abstain.max_prob(reply.token_logprobs),
+        "selector": reply.selector,
+        "threshold": certainty.threshold,
         "time_to_first_token_ms": reply.time_to_first_token_ms,
         "latency_ms": reply.latency_ms,
     }
+
+
+def withheld(reply: Reply, certainty: Certainty) -> str:
+    """Why there is no answer."""
+    if certainty.threshold is None:
+        return "(abstained: at no score was the model right often enough)"
+    if certainty.abstain == abstain.SELECTOR:
+        return f"(abstained: the selector gives {reply.selector:.2f}, answers need {certainty.threshold:.2f})"
+    score = abstain.max_prob(reply.token_logprobs)
+    return (
+        f"(abstained: the probability of the answer is {score:.2f}, answers need {certainty.threshold:.2f})"
+    )

@@ -12,12 +12,13 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import edgevlm_runner
 from edgevlm_runner.bundle import (
+    CERTAINTY,
     EVIDENCE,
     ITEMS,
     MANIFEST,
@@ -29,7 +30,7 @@ from edgevlm_runner.bundle import (
     unpack,
     verify,
 )
-from edgevlm_runner.contract import FORMAT_VERSION, Answer, Item, Model, to_json, write_jsonl
+from edgevlm_runner.contract import FORMAT_VERSION, Answer, Certainty, Item, Model, to_json, write_jsonl
 from edgevlm_runner.storage import require_free, storage_errors
 
 from edgevlm_deploy.artifacts import (
@@ -81,6 +82,8 @@ class Provenance:
     verification: Mapping[str, Any]
     """How the exported graphs compared with the quantised model."""
     reference: Mapping[str, Any]
+    certainty: Mapping[str, Any] = field(default_factory=dict)
+    """How the temperature, the Selector and its threshold were found."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Parts:
 
     graphs     folder whose files become `graphs/…`; `model.graphs` names them
     pictures   name in the bundle (`picture_name`) → file
+    selector   what becomes `certainty.graph`; None without one
     """
 
     name: str
@@ -103,6 +107,8 @@ class Parts:
     target: Target
     quantization: Mapping[str, Any]
     provenance: Provenance
+    certainty: Certainty = field(default_factory=Certainty)
+    selector: Path | None = None
 
 
 def recipe(bundle: Bundle) -> Recipe:
@@ -275,12 +281,14 @@ def _copies(parts: Parts) -> dict[str, Path]:
         for path in sorted(package.rglob("*.py"))
     }
     pictures = {item.image: parts.pictures[item.image] for item in parts.items if item.image}
-    return {**graphs, "tokenizer/tokenizer.json": parts.tokenizer, **pictures, **runner}
+    selector = {} if parts.selector is None else {parts.certainty.graph: parts.selector}
+    return {**graphs, **selector, "tokenizer/tokenizer.json": parts.tokenizer, **pictures, **runner}
 
 
 def _documents(parts: Parts) -> dict[str, Any]:
     return {
         MODEL: to_json(parts.model),
+        CERTAINTY: to_json(parts.certainty),
         "gates.json": [gate.model_dump(mode="json") for gate in parts.gates],
         "recipe.json": parts.recipe.model_dump(mode="json"),
         "target.json": parts.target.model_dump(mode="json"),
@@ -303,6 +311,7 @@ def _manifest(parts: Parts, out: Path) -> dict[str, Any]:
         "quantization": dict(made.quantization),
         "verification": dict(made.verification),
         "reference": dict(made.reference),
+        "certainty": dict(made.certainty),
     }
     _refuse_host_paths(manifest, "manifest")
     with contents_of(out) as contents:
@@ -331,6 +340,8 @@ def _check_parts(parts: Parts) -> None:
     missing += [name for name in parts.model.graphs.values() if name != f"graphs/{Path(name).name}"]
     if missing or not parts.model.graphs:
         raise BundleError(f"{parts.graphs}: the model's graphs {missing} are not there as graphs/<file>.")
+    if bool(parts.certainty.graph) != (parts.selector is not None):
+        raise BundleError(f"the selector {parts.certainty.graph or parts.selector} has no file or no name.")
     ids = [item.id for item in parts.items]
     if not ids or len(set(ids)) != len(ids):
         raise BundleError("a bundle needs items, each with an id of its own.")

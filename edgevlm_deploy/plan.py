@@ -6,11 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgevlm_deploy import reduction
 from edgevlm_deploy.artifacts import digest
 from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.quantize.request import Request
 from edgevlm_deploy.quantize.request import resolve as resolve_precision
-from edgevlm_deploy.recipe import Gate, GateName, Recipe, Scheme
+from edgevlm_deploy.recipe import (
+    Algorithm,
+    Component,
+    Composition,
+    Gate,
+    GateName,
+    ObserverName,
+    Quantizer,
+    Recipe,
+    Scheme,
+)
+from edgevlm_deploy.source.model import Architecture
 from edgevlm_deploy.target import Target
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
@@ -49,11 +61,20 @@ class Plan:
             kinds = counts.setdefault(wanted.component.value, {})
             kind = f"{wanted.scheme.value} {wanted.algorithm.value}"
             kinds[kind] = kinds.get(kind, 0) + 1
-        return {"quantizer": self.recipe.quantizer.value, "modules": counts}
+        fewer = self.recipe.image.reduction
+        reduced = {} if fewer is None else {"reduction": fewer.model_dump(mode="json", exclude_none=True)}
+        return {"quantizer": self.recipe.quantizer.value, "modules": counts, **reduced}
 
 
-def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]) -> Plan:
-    """Bring a recipe, a target and a model's modules (component → names of weight matrices) together.
+def resolve(
+    recipe: Recipe,
+    target: Target,
+    modules: Mapping[str, Sequence[str]],
+    architecture: Architecture | None = None,
+) -> Plan:
+    """Bring a recipe, a target and a model together.
+
+    modules: component → names of its weight matrices; architecture: the model's numbers, where known.
 
     Raises PlanError that lists everything that does not fit.
     """
@@ -71,6 +92,9 @@ def resolve(recipe: Recipe, target: Target, modules: Mapping[str, Sequence[str]]
     except PlanError as error:
         problems.append(str(error))
     problems += _unsupported_formats(request, target)
+    problems += reduction.problems(recipe.image.reduction, target, architecture)
+    problems += _idle_observer(recipe, request)
+    problems += _unseen_parts(recipe.calibration.composition, request)
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)
@@ -85,3 +109,39 @@ def _unsupported_formats(request: Request, target: Target) -> list[str]:
         for name, scheme in needed.items()
         if name not in target.formats
     ]
+
+
+def _idle_observer(recipe: Recipe, request: Request) -> list[str]:
+    """An observer that would change nothing is a mistake in the recipe."""
+    wanted = recipe.calibration.observer
+    if wanted is ObserverName.MINMAX:
+        return []
+    if recipe.quantizer is not Quantizer.NEURAL_COMPRESSOR:
+        return [
+            f"calibration.observer {wanted.value} is offered by `quantizer: neural-compressor`; use minmax."
+        ]
+    if any(one.format.static_activation for one in request.values()):
+        return []
+    return [
+        f"calibration.observer {wanted.value}: no module has calibrated int8 inputs here; they come with "
+        "w8a8 on onnxruntime and tensorrt. Leave it out or choose such a scheme."
+    ]
+
+
+def _unseen_parts(composition: Composition, request: Request) -> list[str]:
+    """What would be calibrated on a part of the samples that is not shown."""
+    problems = []
+    pictures = (Component.VISION_ENCODER, Component.PROJECTOR)
+    calibrated = [
+        one.component.value
+        for one in request.values()
+        if one.component in pictures and (one.format.static_activation or one.format.graph_activation_bits)
+    ]
+    if composition is Composition.TEXT_ONLY and calibrated:
+        problems.append(
+            "calibration.composition text_only shows no pictures, and the int8 inputs of "
+            f"{calibrated[0]} are calibrated on them. Use mixed, or weight-only schemes there."
+        )
+    if composition is not Composition.MIXED and Algorithm.MBQ in {one.algorithm for one in request.values()}:
+        problems.append("mbq weighs pictures against answers; it needs calibration.composition mixed.")
+    return problems

@@ -44,6 +44,9 @@ class Algorithm(str, Enum):
     GPTQ = "gptq"
     AWQ = "awq"
     SMOOTHQUANT = "smoothquant"
+    HQQ = "hqq"
+    MBQ = "mbq"
+    AUTOROUND = "autoround"
 
 
 class Quantizer(str, Enum):
@@ -134,6 +137,12 @@ class GateName(str, Enum):
     BRIER_INCREASE = "brier_increase"
     COVERAGE_AT_RISK_5 = "coverage_at_risk_5"
     COVERAGE_AT_RISK_5_DROP = "coverage_at_risk_5_drop"
+    SELECTOR_COVERAGE_AT_RISK_1 = "selector_coverage_at_risk_1"
+    SELECTOR_COVERAGE_AT_RISK_5 = "selector_coverage_at_risk_5"
+    SELECTOR_GAIN_AT_RISK_1 = "selector_gain_at_risk_1"
+    SELECTOR_GAIN_AT_RISK_5 = "selector_gain_at_risk_5"
+    ANSWERED_SHARE = "answered_share"
+    ANSWERED_RISK = "answered_risk"
     TIME_TO_FIRST_TOKEN_MS_P95 = "time_to_first_token_ms_p95"
     LATENCY_MS_P95 = "latency_ms_p95"
     PEAK_RSS_BYTES = "peak_rss_bytes"
@@ -185,12 +194,66 @@ class Mixture(Frozen):
         return self
 
 
+class ObserverName(str, Enum):
+    """How much of an activation's range 8 bits cover; see `quantize.observers`."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+    ENTROPY = "entropy"
+
+
+class Composition(str, Enum):
+    """Which part of a calibration sample the model is shown."""
+
+    MIXED = "mixed"
+    """Picture, question and answer, as in use."""
+    TEXT_ONLY = "text_only"
+    """Question and answer without the picture: the vision encoder sees nothing."""
+    IMAGE_ONLY = "image_only"
+    """The picture without question and answer."""
+
+
 class Calibration(Frozen):
     samples: Annotated[int, Field(ge=1, le=4096)] = 128
     seed: int = 0
     mixture: Mixture = Mixture()
     modality_balanced: bool = True
     """Draw evenly over kinds of question (`group`), so that no modality or task dominates the ranges."""
+    composition: Composition = Composition.MIXED
+    observer: ObserverName = ObserverName.MINMAX
+    """From the values of an activation to its calibrated range."""
+
+    @model_validator(mode="after")
+    def _text_has_no_pictures_to_mix(self) -> Calibration:
+        if self.composition is Composition.TEXT_ONLY and self.mixture.clean < 1:
+            raise ValueError("composition text_only shows no pictures; leave `mixture` out")
+        return self
+
+
+class ReductionMethod(str, Enum):
+    """How image tokens are taken away."""
+
+    FASTV = "fastv"
+    VISIONZIP = "visionzip"
+    TOME = "tome"
+
+
+class Reduction(Frozen):
+    """Fewer image tokens: a shorter prompt, less prefill, a smaller cache."""
+
+    method: ReductionMethod
+    """`visionzip` and `tome` shorten what the vision encoder gives, `fastv` prunes inside the decoder."""
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the image tokens that are left."""
+    layer: Annotated[int, Field(ge=1)] | None = None
+    """FastV prunes in front of this decoder layer, counted from 0; None: 2, as published."""
+
+    @model_validator(mode="after")
+    def _only_fastv_has_a_layer(self) -> Reduction:
+        if self.method is not ReductionMethod.FASTV and self.layer is not None:
+            raise ValueError(f"`layer` belongs to fastv; {self.method.value} has none")
+        return self
 
 
 class Image(Frozen):
@@ -198,6 +261,8 @@ class Image(Frozen):
     """Upper bound on tiles per picture, global view included; None keeps the model's own preprocessing."""
     usual_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
     """Tiles of a usual picture, which engines are tuned for (TensorRT); None: as many as there can be."""
+    reduction: Reduction | None = None
+    """Fewer image tokens than the model makes of a tile; None keeps them all."""
 
 
 class Generation(Frozen):
@@ -289,8 +354,42 @@ class Evaluation(Frozen):
     @property
     def corruption_names(self) -> tuple[str, ...]:
         """As items' conditions have them: those of CIFAR-C are named so."""
+        return self.named(self.corruptions)
+
+    def named(self, corruptions: tuple[Corruption, ...]) -> tuple[str, ...]:
         prefix = "cifar-c:" if self.corruption_profile is CorruptionProfile.CIFAR_C else ""
-        return tuple(prefix + corruption.value for corruption in self.corruptions)
+        return tuple(prefix + corruption.value for corruption in corruptions)
+
+
+class AbstainBy(str, Enum):
+    """The score that decides whether an answer is given."""
+
+    SELECTOR = "selector"
+    """Two layers trained to tell how right an answer is; they ship in the bundle."""
+    MAX_PROB = "maxprob"
+    """The product of the token probabilities; nothing is trained."""
+
+
+class Abstention(Frozen):
+    """When an answer is withheld. Everything here is learnt on questions that no metric counts: calibration
+    questions, each on its clean picture, and corrupted variants of as many.
+    """
+
+    by: AbstainBy = AbstainBy.SELECTOR
+    risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of wrong answers among those given; the threshold answers as many questions as it allows."""
+    cost: Annotated[float, Field(gt=0.0)] | None = None
+    """Instead: what a wrong answer costs when a right one earns 1, and the threshold earns the most."""
+    questions: Annotated[int, Field(ge=1)] = 2000
+    """At most this many; a Selector needs some hundred wrong answers to learn from."""
+    corruptions: tuple[Corruption, ...] | None = None
+    """Of the variants, at the evaluation's severities; None: the evaluation's own."""
+
+    @model_validator(mode="after")
+    def _risk_or_cost(self) -> Abstention:
+        if (self.risk is None) == (self.cost is None):
+            raise ValueError("abstain: give exactly one of `risk` and `cost`")
+        return self
 
 
 class Recipe(Frozen):
@@ -305,6 +404,8 @@ class Recipe(Frozen):
     generation: Generation = Generation()
     zero_shot: ZeroShot = ZeroShot()
     evaluation: Evaluation = Evaluation()
+    abstain: Abstention | None = None
+    """None: every question is answered, however unsure the model is."""
     gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
     target_budgets: Literal["enforce", "report"] = "enforce"
     """Whether the target's latency and memory budgets become gates."""
@@ -344,6 +445,20 @@ class Recipe(Frozen):
             if not given:
                 raise ValueError(f"the gate on {gate.metric.value} needs items: set evaluation.{field}")
         return self
+
+    @model_validator(mode="after")
+    def _gates_on_abstaining_have_it(self) -> Recipe:
+        for gate in self.gates:
+            kind = gate.metric.value.partition("_")[0]
+            if (kind == "selector" and not self.has_selector) or (kind == "answered" and not self.abstain):
+                raise ValueError(
+                    f"the gate on {gate.metric.value} needs `abstain`, e.g. {{by: selector, risk: 0.05}}"
+                )
+        return self
+
+    @property
+    def has_selector(self) -> bool:
+        return self.abstain is not None and self.abstain.by is AbstainBy.SELECTOR
 
     def precision(self, component: Component) -> Precision:
         return self.components.get(component, Precision())

@@ -186,12 +186,12 @@ def generate(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer: 
             1,
         )
     return [
-        _answer(question.item.id, row.tolist(), scores.tolist(), spec, tokenizer)
+        answer_of(question.item.id, row.tolist(), scores.tolist(), spec, tokenizer)
         for question, row, scores in zip(batch, tokens, logprobs, strict=True)
     ]
 
 
-def _answer(
+def answer_of(
     item_id: str, tokens: list[int], logprobs: list[float], spec: ModelSpec, tokenizer: Any
 ) -> Answer:
     """Cut at the first end-of-sequence token, which stays in the token list and out of the text."""

@@ -15,6 +15,7 @@ from edgevlm_deploy.target import Target
 
 _PACKAGE = Path(__file__).resolve().parent
 DEMO_CHECKPOINT = _PACKAGE / "demo" / "checkpoint"
+DEMO_CLIP = _PACKAGE / "demo" / "clip_checkpoint"
 
 
 def folder(kind: str) -> Path:

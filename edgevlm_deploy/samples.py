@@ -26,9 +26,12 @@ class Samples:
     """Evaluation samples again, on other backgrounds."""
     ood: tuple[datasets.Sample, ...] = ()
     """From another distribution; their answers need not be known."""
+    tuning: tuple[datasets.Sample, ...] = ()
+    """What abstaining is learnt on, where the recipe asks for it: no picture of the evaluation's."""
 
     @property
     def all(self) -> tuple[datasets.Sample, ...]:
+        """Everything that items are made of."""
         return (*self.evaluation, *self.calibration, *self.counterfactuals, *self.ood)
 
     @property
@@ -84,16 +87,21 @@ def _given(
     read = datasets.load(data, images, labelled=labelled)
     judged, swapped = datasets.separate(tuple(one for one in read if not one.ood))
     if calibration is None:
-        parts = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
+        calibrating, judged = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
     else:
-        calibrating = datasets.load(calibration, images, labelled=labelled)
-        parts = tuple(one for one in calibrating if not one.ood), judged
-        datasets.check_disjoint(*parts)
-    here = {sample.id for sample in parts[1]}
-    swapped = tuple(one for one in swapped if one.counterfactual_of in here)
+        given = datasets.load(calibration, images, labelled=labelled)
+        calibrating = tuple(one for one in given if not one.ood)
+        datasets.check_disjoint(calibrating, judged)
     if labelled:
-        parts, swapped = (_by_class(parts[0]), _by_class(parts[1])), _by_class(swapped)
-    return Samples(*parts, swapped, tuple(one for one in read if one.ood))
+        calibrating, judged, swapped = map(_by_class, (calibrating, judged, swapped))
+    here = {sample.id for sample in judged}
+    return Samples(
+        calibrating,
+        judged,
+        counterfactuals=tuple(one for one in swapped if one.counterfactual_of in here),
+        ood=tuple(one for one in read if one.ood),
+        tuning=calibrating if recipe.abstain else (),
+    )
 
 
 def _by_class(samples: Sequence[datasets.Sample]) -> tuple[datasets.Sample, ...]:
@@ -120,4 +128,5 @@ def _demo(recipe: Recipe, cache: Path) -> Samples:
     return Samples(
         rendered(Split.CALIBRATION, recipe.calibration.samples),
         *datasets.separate(rendered(Split.EVALUATION, asked.clean_items, again)),
+        tuning=rendered(Split.TUNING, recipe.abstain.questions) if recipe.abstain else (),
     )

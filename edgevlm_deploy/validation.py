@@ -107,7 +107,7 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
     recipe = bundle.recipe(opened)
     answers = read_jsonl(directory / "answers.jsonl", Answer)
     reference = read_jsonl(opened.path("reference.jsonl"), Answer)
-    measured = metrics.compute(opened.items, reference, answers, recipe.evaluation)
+    measured = metrics.compute(opened.items, reference, answers, recipe.evaluation, opened.certainty)
     measurements = {"bundle_bytes": size(path), **_measured(opened, evidence, answers)}
     gates = [Gate.model_validate(one) for one in json.loads(opened.path("gates.json").read_text())]
     floor = Estimate.model_validate(opened.manifest["reference"]["noise_floor"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm_deploy.quantize.request import ModuleRequest
 from edgevlm_deploy.quantize.schemes import formats, weight_format
-from edgevlm_deploy.recipe import Algorithm, Component, Scheme
+from edgevlm_deploy.recipe import Algorithm, Component, Precision, Scheme
 from edgevlm_deploy.target import Backend
 
 
@@ -16,4 +16,5 @@ def wanted(
     accelerator: str = "cpu",
 ) -> ModuleRequest:
     offered = formats(backend, accelerator)
-    return ModuleRequest(component, scheme, algorithm, weight_format(scheme, component, offered))
+    precision = Precision(scheme=scheme, algorithm=algorithm)
+    return ModuleRequest(component, scheme, algorithm, weight_format(precision, component, offered))

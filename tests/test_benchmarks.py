@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import compilation, conditions, page, runtimes, shape, summary
+from benchmarks import calibration_composition, compilation, conditions, page, runtimes, shape, summary
 from benchmarks.__main__ import arguments, engines
 from benchmarks.contenders import gguf_file
 from benchmarks.rounds import Engine, Heat, Result, compete
@@ -293,3 +293,17 @@ def test_the_recipe_of_floats_keeps_the_items(tmp_path: Path) -> None:
     assert made[0].evaluation == made[1].evaluation
     targets = [resources.target(str(runtimes._target(one, 1, tmp_path))) for one in runtimes.BACKENDS]
     assert [one.threads for one in targets] == [1, 1]
+
+
+def test_compositions_of_calibration(tmp_path: Path) -> None:
+    """Every kind has its own settings; flips of one precision are counted on real answers."""
+    settings = calibration_composition.compositions(4)
+    assert len({one.model_dump_json() for one in settings.values()}) == len(settings) == 8
+    bench = calibration_composition.Bench(tmp_path, pictures=1, per_condition=1)
+    assert len(bench.expected) == len(bench.items) == 4 + 2 * 10
+    (name, few) = "vision W8A8, min-max", ("dark", "text only")
+    found = calibration_composition.table(bench, name, {one: settings[one] for one in few})
+    assert [row[0] for row in found.rows] == list(few)
+    assert found.rows[0][1].endswith("%]") is False and "% [" in found.rows[0][2]
+    assert found.rows[1][1:] == ("impossible", "impossible")
+    assert calibration_composition.share([True, False, False, False]).startswith("25.00% [4.56, 69.94]")

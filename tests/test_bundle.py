@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import small_bundle
-from edgevlm_runner.contract import Answer, Item
+from edgevlm_runner.contract import Answer, Certainty, Item
 from PIL import Image
 
 from edgevlm_deploy import bundle as bundles
@@ -306,3 +306,15 @@ def test_a_killed_process_leaves_no_half_file(
 
 def test_public_names() -> None:
     assert all(hasattr(bundles, name) for name in bundles.__all__)
+
+
+def test_a_selector_travels_with_its_threshold(parts: Parts, tmp_path: Path) -> None:
+    file = tmp_path / "selector.onnx"
+    file.write_bytes(b"layers")
+    certainty = Certainty(2.5, 100, "selector", 0.75, "graphs/selector.onnx")
+    whole = dataclasses.replace(parts, certainty=certainty, selector=file)
+    opened = open_bundle(write(whole, tmp_path / "bundle"))
+    assert opened.certainty == certainty
+    assert opened.path(opened.certainty.graph).read_bytes() == b"layers"
+    with pytest.raises(BundleError, match=r"selector graphs/selector\.onnx has no file or no name"):
+        write(dataclasses.replace(whole, selector=None), tmp_path / "without")

@@ -6,7 +6,17 @@ import pytest
 
 from edgevlm_deploy import plan, resources
 from edgevlm_deploy.errors import PlanError
-from edgevlm_deploy.recipe import ModuleOverride, Scheme
+from edgevlm_deploy.recipe import (
+    Algorithm,
+    Calibration,
+    Component,
+    Composition,
+    ModuleOverride,
+    ObserverName,
+    Precision,
+    Recipe,
+    Scheme,
+)
 
 MODULES = {
     "vision_encoder": ["model.vision_model.encoder.layers.0.mlp.fc1"],
@@ -70,3 +80,32 @@ def test_the_digest_changes_with_what_is_planned_only() -> None:
     again = plan.resolve(resources.recipe("default"), host, MODULES)
     other = plan.resolve(resources.recipe("int8"), host, MODULES)
     assert first.digest == again.digest != other.digest
+
+
+def test_an_observer_that_would_do_nothing_is_refused() -> None:
+    recipe = resources.recipe("default")
+    entropy = recipe.calibration.model_copy(update={"observer": ObserverName.ENTROPY})
+    recipe = recipe.model_copy(update={"calibration": entropy})
+    plan.resolve(recipe, resources.target("host-cpu"), MODULES)
+    with pytest.raises(PlanError, match="observer entropy: no module has calibrated int8 inputs"):
+        plan.resolve(recipe, resources.target("snapdragon-8-gen3"), MODULES)
+    other = resources.recipe("smoothquant").model_copy(update={"calibration": entropy})
+    with pytest.raises(PlanError, match=r"observer entropy is offered by `quantizer: neural-compressor`"):
+        plan.resolve(other, resources.target("orin"), MODULES)
+
+
+def test_parts_that_calibration_would_not_see_are_refused() -> None:
+    recipe = resources.recipe("default")
+
+    def with_composition(composition: Composition, algorithm: Algorithm) -> Recipe:
+        calibration = Calibration(composition=composition)
+        decoder = Precision(scheme=Scheme.W4A16_G64, algorithm=algorithm)
+        components = {**recipe.components, Component.DECODER: decoder}
+        return recipe.model_copy(update={"calibration": calibration, "components": components})
+
+    host = resources.target("host-cpu")
+    plan.resolve(with_composition(Composition.IMAGE_ONLY, Algorithm.GPTQ), host, MODULES)
+    with pytest.raises(PlanError, match="text_only shows no pictures, and the int8 inputs of vision_encoder"):
+        plan.resolve(with_composition(Composition.TEXT_ONLY, Algorithm.GPTQ), host, MODULES)
+    with pytest.raises(PlanError, match="mbq weighs pictures against answers"):
+        plan.resolve(with_composition(Composition.IMAGE_ONLY, Algorithm.MBQ), host, MODULES)

@@ -27,6 +27,7 @@ SPEC = ModelSpec(
     head_dim=16,
     hidden_size=64,
     vocab_size=320,
+    hidden=True,
 )
 CACHES, PREFILLS = (32, 64), (8,)
 
@@ -95,7 +96,7 @@ def make(folder: Path) -> Files:
             (root / model).parent.mkdir(parents=True, exist_ok=True)
         quantized = QuantizedModel(table())
         reference = fakequant.apply(source(), quantized)
-        litert.export(reference, litert.StaticLengths(CACHES, PREFILLS), files.exact / model)
+        litert.export(reference, litert.StaticLengths(CACHES, PREFILLS), files.exact / model, SPEC.hidden)
         tflite_integers.write(files.exact / model, quantized.table, files.shipped / model)
         quantized.save(files.reference)
     return files

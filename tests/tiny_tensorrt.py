@@ -70,6 +70,7 @@ def spec(updates: bool) -> ModelSpec:
         head_dim=HEAD,
         hidden_size=D,
         vocab_size=V,
+        hidden=not updates,
         profiles={
             "vision_encoder": [{"pixel_values": pixels}],
             "embedding": [{"input_ids": [[1, 1], [1, 8], [1, PREFILL]]}],
@@ -107,7 +108,11 @@ class Reference:
             shares = np.exp(scores - scores.max(-1, keepdims=True))
             mixed = (shares / shares.sum(-1, keepdims=True)) @ v
             x = x + mixed.transpose(0, 2, 1, 3).reshape(1, tokens, D) @ w[f"o_{layer}"]
+        self._hidden = x[0, -1]
         return (x[0, -1] @ (w["head"].astype(np.float32) * HEAD_SCALE)).astype(np.float32)
+
+    def hidden(self) -> np.ndarray:
+        return self._hidden
 
 
 def _attention(layer: int, updates: bool) -> str:
@@ -157,11 +162,12 @@ def decoder(updates: bool, half: bool) -> str:
     extra = ", int64[1] write_index" if updates else ""
     square = ", ".join(f"{kind}[{D}, {D}] {name}_{layer}" for layer in range(LAYERS) for name in "qkvo")
     rows = ", ".join(f"{part[0]}_rows_{layer}" for layer, part in parts)
-    keep = "" if updates else f"new_keys_values = Concat<axis=0>({rows})"
+    keep = "" if updates else f"new_keys_values = Concat<axis=0>({rows})\n  hidden = Cast<to=1>(final)"
+    given = f"float[1, {V}] logits" + ("" if updates else f", float[1, {D}] hidden")
     return f"""<ir_version: 10, opset_import: ["" : {24 if updates else 21}]>
 g ({kind}[1, tokens, {D}] inputs_embeds, int32[1, tokens] position_ids, {kind}[{mask}] mask{extra}, {pasts},
    {square}, {kind}[{D}] wave, int8[{D}, {V}] head, {kind} scale)
-=> (float[1, {V}] logits, {outputs})
+=> ({given}, {outputs})
 <int64[4] split = {{1, -1, {KV}, {HEAD}}}, int64[3] join = {{1, -1, {D}}}, int64[1] two = {{2}},
  int64 last = {{-1}}> {{
   place = Cast<to={10 if half else 1}>(position_ids)

@@ -61,7 +61,7 @@ def compile(
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={spec.graphs[MODEL]: path.stat().st_size},
-        verification={**dataclasses.asdict(verification), **dataclasses.asdict(counted)},
+        verification={**verification.numbers(), **dataclasses.asdict(counted)},
     )
 
 
@@ -94,7 +94,7 @@ class _Generative:
     def export(self, source: Any, path: Path) -> None:
         from edgevlm_deploy.export import litert
 
-        litert.export(source, self._lengths, path)
+        litert.export(source, self._lengths, path, self.spec.hidden)
 
     def calls(
         self, root: Path, calibration: Callable[[], Iterable[Inputs]]

@@ -41,7 +41,7 @@ def compile(
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
-        verification=dataclasses.asdict(verification),
+        verification=verification.numbers(),
     )
 
 
@@ -72,9 +72,10 @@ def _generative(spec: ModelSpec) -> dict[str, Exporter]:
     from edgevlm_deploy.export.passes import rms_norm, rotary
 
     def decoder(source: Any) -> Any:
-        model = onnx.export_decoder(source)
+        layer = None if spec.pruning is None else spec.pruning.layer
+        model = onnx.export_decoder(source, layer, spec.hidden)
         rms_norm.fuse_rms_norm(model)
-        rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context))
+        rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context), layer)
         return model
 
     return {

@@ -66,7 +66,7 @@ def compile(
         graphs=dict(spec.graphs),
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
         verification={
-            **dataclasses.asdict(verification),
+            **verification.numbers(),
             "exact_modules": len(made.table),
             "exact_integers": sum(linear.q.size for linear in made.table.values()),
             **estimates,
@@ -186,11 +186,11 @@ def _exporters(source: Any, spec: Model, chosen: Any) -> dict[str, Callable[[], 
             "vision_encoder": lambda: tensorrt_encoders.export_vision_encoder(source, chosen),
             "text_encoder": lambda: tensorrt_encoders.export_text_encoder(source, text, chosen),
         }
-    context = spec.max_context
+    context, hidden = spec.max_context, spec.hidden
     return {
         "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),
         "embedding": lambda: tensorrt.export_embedding(source, chosen),
-        "decoder": lambda: tensorrt.export_decoder(source, chosen, context),
+        "decoder": lambda: tensorrt.export_decoder(source, chosen, context, hidden),
     }
 
 

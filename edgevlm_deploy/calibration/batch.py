@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Batch = dict[str, "torch.Tensor"]
 
+NO_LABEL = -100
+"""What transformers takes for "no label here"."""
+
 
 @dataclass(frozen=True)
 class Batches(Sequence[Batch]):
@@ -29,6 +32,7 @@ class Batches(Sequence[Batch]):
 
         input_ids              int64    [1, T]             question, then the answer and end of utterance
         attention_mask         int64    [1, T]
+        labels                 int64    [1, T]             ids of the answer and end of utterance, else −100
         pixel_values           float32  [1, tiles, 3, S, S]  absent without a picture
         pixel_attention_mask   bool     [1, tiles, S, S]     absent without a picture
 
@@ -69,7 +73,9 @@ class Batches(Sequence[Batch]):
             return batch
         inputs = from_picture(picture, row.prompt, self.spec, self.tokenizer)
         ids = torch.from_numpy(self._with_answer(inputs.input_ids, row, self.spec))
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        labels = ids.clone()
+        labels[:, : inputs.input_ids.size] = NO_LABEL
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
         if inputs.pixel_values is not None:
             values = torch.from_numpy(np.ascontiguousarray(inputs.pixel_values, np.float32))[None]
             batch["pixel_values"] = values

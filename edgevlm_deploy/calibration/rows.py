@@ -25,7 +25,7 @@ from edgevlm_deploy.calibration.draw import draw
 from edgevlm_deploy.calibration.pictures import Content, assign, changed
 from edgevlm_deploy.datasets import Sample
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.recipe import Calibration
+from edgevlm_deploy.recipe import Calibration, Composition
 
 ROWS = "rows.jsonl"
 
@@ -66,6 +66,7 @@ def build(samples: Sequence[Sample], settings: Calibration, directory: Path) -> 
     Deterministic in (samples, settings). Raises DataError when the data is too small.
     """
     drawn = draw(samples, settings.samples, settings.seed, settings.modality_balanced)
+    drawn = tuple(_shown(sample, settings.composition) for sample in drawn)
     contents = assign(drawn, settings.mixture, settings.seed)
     (directory / "pictures").mkdir(parents=True, exist_ok=True)
     rows = tuple(
@@ -82,6 +83,20 @@ def build(samples: Sequence[Sample], settings: Calibration, directory: Path) -> 
     )
     write_text_atomic(directory / ROWS, "".join(canonical_json(row) + "\n" for row in rows))
     return CalibrationSet(directory, digest(rows), rows)
+
+
+def _shown(sample: Sample, composition: Composition) -> Sample:
+    """Raises DataError when nothing of the sample would be left."""
+    if composition is Composition.TEXT_ONLY:
+        return dataclasses.replace(sample, image=None)
+    if composition is Composition.IMAGE_ONLY:
+        if sample.image is None:
+            raise DataError(
+                f"calibration sample {sample.id} has no picture, and `calibration.composition: image_only` "
+                "shows nothing else. Give pictures or choose another composition."
+            )
+        return dataclasses.replace(sample, prompt="", answers=())
+    return sample
 
 
 def load(directory: Path) -> CalibrationSet:

@@ -139,7 +139,8 @@ def run(
     emulate: Emulate = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a sealed bundle one question and stream its answer, or let it classify a picture."""
+    """Ask a sealed bundle one question and stream its answer, or let it classify a picture. It may abstain,
+    if its recipe says so."""
     from edgevlm_deploy import ask
 
     if as_json:

@@ -34,6 +34,23 @@ SMOOTH = "smooth"
 _GROUND = 3
 """Stream of `generator` that paints another ground."""
 
+UNSEEN_SHAPES = {
+    "cross": (
+        *((-0.35, -1.1), (0.35, -1.1), (0.35, -0.35), (1.1, -0.35), (1.1, 0.35), (0.35, 0.35)),
+        *((0.35, 1.1), (-0.35, 1.1), (-0.35, 0.35), (-1.1, 0.35), (-1.1, -0.35), (-0.35, -0.35)),
+    ),
+    "arrow": (
+        *((0.0, -1.2), (0.95, 0.0), (0.35, 0.0), (0.35, 1.1)),
+        *((-0.35, 1.1), (-0.35, 0.0), (-0.95, 0.0)),
+    ),
+    "bolt": ((0.25, -1.2), (-0.75, 0.2), (-0.1, 0.2), (-0.25, 1.2), (0.75, -0.25), (0.1, -0.25)),
+    "moon": (
+        *((0.3, -1.1), (-0.4, -0.95), (-0.95, -0.4), (-0.95, 0.4), (-0.4, 0.95), (0.3, 1.1)),
+        *((-0.1, 0.6), (-0.3, 0.0), (-0.1, -0.6)),
+    ),
+}
+"""Corners in radii from the centre. No scene holds them: they are what a model has never seen."""
+
 _RGB = {
     "red": (214, 48, 44),
     "green": (58, 168, 72),
@@ -42,7 +59,8 @@ _RGB = {
     "purple": (150, 66, 186),
     "white": (238, 238, 236),
 }
-_RADIUS = {"small": 6.5, "large": 11.0}
+RADIUS = {"small": 6.5, "large": 11.0}
+"""In pixels."""
 
 
 class Split(IntEnum):
@@ -130,12 +148,12 @@ def _render(
     canvas = background.resize((SIDE * SUPERSAMPLING,) * 2, Image.Resampling.BILINEAR)
     for thing in things:
         centre = [(cell + 0.5) * CELL + rng.uniform(-2.0, 2.0) for cell in (thing.column, thing.row)]
-        radius = _RADIUS[thing.size] * rng.uniform(0.93, 1.05)
+        radius = RADIUS[thing.size] * rng.uniform(0.93, 1.05)
         x, y, r = (value * SUPERSAMPLING for value in (*centre, radius))
-        _draw(canvas, thing, x, y, r, rng)
+        draw(canvas, thing, x, y, r, rng)
     picture = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.5)))
-    return _light_and_noise(np.asarray(picture, np.float32), rng)
+    return light_and_noise(np.asarray(picture, np.float32), rng)
 
 
 def _background(rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -149,7 +167,7 @@ def _background(rng: np.random.Generator) -> NDArray[np.uint8]:
     return colour
 
 
-def _light_and_noise(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
+def light_and_noise(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
     ramp = np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
     slope = rng.uniform(-0.2, 0.2, size=2)
     light = rng.uniform(0.82, 1.12) + slope[0] * ramp[None, :] + slope[1] * ramp[:, None]
@@ -158,8 +176,8 @@ def _light_and_noise(pixels: NDArray[np.float32], rng: np.random.Generator) -> N
     return lit
 
 
-def _draw(canvas: Image.Image, thing: Thing, x: float, y: float, r: float, rng: np.random.Generator) -> None:
-    """Paint the object through a mask, so that stripes follow its outline."""
+def draw(canvas: Image.Image, thing: Thing, x: float, y: float, r: float, rng: np.random.Generator) -> None:
+    """Paint the object around (x, y) with radius r through a mask, so that stripes follow its outline."""
     left, top, side = int(x - 1.4 * r), int(y - 1.4 * r), int(2.8 * r) + 2
     x, y = x - left, y - top
     mask = Image.new("L", (side, side), 0)
@@ -176,6 +194,10 @@ def _draw(canvas: Image.Image, thing: Thing, x: float, y: float, r: float, rng: 
 
 
 def _corners(shape: str, x: float, y: float, r: float, angle: float) -> list[tuple[float, float]]:
+    if shape in UNSEEN_SHAPES:
+        points = np.array(UNSEEN_SHAPES[shape]) * r
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        return [(x + float(dx), y + float(dy)) for dx, dy in points @ turn]
     if shape == "cube":
         radii, first = [1.05] * 6, -np.pi / 2
     elif shape == "cone":

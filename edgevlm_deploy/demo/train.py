@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from edgevlm_deploy.demo import model as demo
 from edgevlm_deploy.demo.lessons import ATTRIBUTES, IGNORE, PREFIX, Lesson, Lessons
+from edgevlm_deploy.demo.optimiser import Optimiser
 from edgevlm_deploy.demo.questions import KINDS
 from edgevlm_deploy.demo.scenes import MOST_OBJECTS, SHAPES, Split
 
@@ -30,8 +30,6 @@ CELL_WEIGHT = 0.2
 CURRICULUM = ((0.06, 1), (0.3, 2), (1.0, MOST_OBJECTS))
 """Up to which share of the second stage how many objects are in a picture. With one, comparing a word with
 what is seen is learnt before having to find it; with two, finding; then all at once."""
-MUON_RATE = 1.5
-"""Learning rate of Muon over that of AdamW."""
 REPORT_EVERY = 250
 """Steps between two lines of the log."""
 HELD_OUT = 4
@@ -138,43 +136,6 @@ def image_features(vlm: Any, pixels: torch.Tensor) -> torch.Tensor:
     return features
 
 
-def _learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
-
-
-class _Optimiser:
-    """Muon for the matrices inside the two transformers, AdamW for the rest; warm-up, then cosine.
-
-    AdamW alone needs many more steps until the model finds that a word names something seen.
-    Gradients are clipped to norm 1.
-    """
-
-    def __init__(self, modules: Sequence[torch.nn.Module], steps: int, warmup: int, peak: float) -> None:
-        named = [pair for module in modules for pair in module.named_parameters()]
-        inner = [p for name, p in named if p.ndim == 2 and "layers." in name]
-        decayed = [p for name, p in named if p.ndim > 1 and not (p.ndim == 2 and "layers." in name)]
-        plain = [p for _, p in named if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-        adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-        muon = torch.optim.Muon(inner, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-        self._optimisers = ((adam, 1.0), (muon, MUON_RATE))
-        self._parameters = [parameter for _, parameter in named]
-        self._steps, self._warmup, self._peak = steps, warmup, peak
-
-    def apply(self, loss: torch.Tensor, step: int) -> None:
-        rate = _learning_rate(step, self._steps, self._warmup, self._peak)
-        for optimiser, factor in self._optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * factor
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for optimiser, _ in self._optimisers:
-            optimiser.step()
-
-
 def _cell_heads(vlm: Any) -> torch.nn.ModuleList:
     """One linear classifier per attribute on an image token; thrown away after training."""
     width = vlm.config.text_config.hidden_size
@@ -194,7 +155,7 @@ def _cell_losses(heads: torch.nn.ModuleList, features: torch.Tensor, lesson: Les
 def _teach_cells(training: Training) -> None:
     vlm, heads, schedule = training.vlm, training.heads, training.schedule
     modules = (vlm.model.vision_model, vlm.model.connector, heads)
-    optimiser = _Optimiser(modules, schedule.vision_steps, schedule.warmup, schedule.vision_rate)
+    optimiser = Optimiser(modules, schedule.vision_steps, schedule.warmup, schedule.vision_rate)
     objects = [MOST_OBJECTS] * schedule.vision_steps
     lessons = Lessons(training.tokenizer, Split.TRAIN, 0, 2 * schedule.pictures, objects)
     for step, lesson in enumerate(training.course(lessons)):
@@ -264,7 +225,7 @@ def _accuracy(vlm: Any, lessons: Sequence[Lesson]) -> dict[str, float]:
 def _teach_answers(training: Training) -> None:
     """The first stage's task goes on beside: what no question asks for yet would be forgotten."""
     vlm, heads, schedule, tokenizer = training.vlm, training.heads, training.schedule, training.tokenizer
-    optimiser = _Optimiser((vlm, heads), schedule.steps, schedule.warmup, schedule.rate)
+    optimiser = Optimiser((vlm, heads), schedule.steps, schedule.warmup, schedule.rate)
     first = 2 * schedule.pictures * schedule.vision_steps
     lessons = Lessons(tokenizer, Split.TRAIN, first, schedule.pictures, most_objects(schedule.steps))
     tuning = Lessons(tokenizer, Split.TUNING, 0, schedule.pictures, [MOST_OBJECTS] * HELD_OUT)

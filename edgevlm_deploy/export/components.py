@@ -12,6 +12,7 @@ import torch
 
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.attention import KeyValues
+from edgevlm_deploy.reduction import fastv
 
 PREFIX = "source."
 POSITION_ONLY_ROTARY = ("default", "linear", "llama3", "yarn")
@@ -50,14 +51,16 @@ class Embedding(torch.nn.Module):  # type: ignore[misc]
 
 class Decoder(torch.nn.Module):  # type: ignore[misc]
     """inputs_embeds [B, T, D], attention_mask [B, total], position_ids [B, T], key and value per layer
-    → logits [B, V] of the last token, updated key and value per layer.
+    → logits [B, V] of the last token, updated key and value per layer. With `gives_hidden`, the hidden state
+    [B, D] that the logits are made of comes after them.
 
     Rows are padded on the right: the mask counts tokens, it does not say where they are.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, gives_hidden: bool = False) -> None:
         super().__init__()
         self.source = source
+        self.gives_hidden = gives_hidden
 
     def forward(
         self,
@@ -66,13 +69,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         position_ids: torch.Tensor,
         *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        total = attention_mask.shape[1]
-        key_values = KeyValues(
-            past=tuple(zip(past[0::2], past[1::2], strict=True)),
-            last_position=(attention_mask.sum(1) - 1).to(torch.int32),
-            total=torch.scalar_tensor(total, dtype=torch.int32),
-            total_length=total,
-        )
+        key_values = _key_values(tuple(zip(past[0::2], past[1::2], strict=True)), attention_mask)
         hidden = self.source.model.text_model(
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
@@ -80,9 +77,64 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
             key_values=key_values,
         ).last_hidden_state
         # The head sees one token: a prompt does not pay for logits that nobody reads.
-        logits = self.source.lm_head(hidden[:, -1:])[:, 0]
+        last = hidden[:, -1:]
+        logits = self.source.lm_head(last)[:, 0]
+        given = (logits, last[:, 0]) if self.gives_hidden else (logits,)
         present = [key_values.present[layer] for layer in range(len(key_values.past))]
-        return (logits, *(tensor for pair in present for tensor in pair))
+        return (*given, *(tensor for pair in present for tensor in pair))
+
+
+class PruningDecoder(torch.nn.Module):  # type: ignore[misc]
+    """`Decoder` that drops image tokens in front of layer K (FastV); the caches from there on are shorter.
+
+    Further inputs:  image_tokens int64 [B, T], 1 for an image token; kept_tokens int64 [B, N], read for its
+    length alone, the tokens that go on; kept_mask [B, kept total], the attention_mask of the later layers.
+    """
+
+    def __init__(self, source: Any, layer: int, gives_hidden: bool = False) -> None:
+        super().__init__()
+        self.source = source
+        self.layer = layer
+        self.gives_hidden = gives_hidden
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        image_tokens: torch.Tensor,
+        kept_tokens: torch.Tensor,
+        kept_mask: torch.Tensor,
+        *past: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        pairs = tuple(zip(past[0::2], past[1::2], strict=True))
+        before, after = (_key_values(pairs, mask) for mask in (attention_mask, kept_mask))
+        hidden = fastv.layers(
+            self.source.model.text_model,
+            inputs_embeds,
+            position_ids,
+            image_tokens,
+            kept_tokens.shape[1],
+            self.layer,
+            before={"key_values": before},
+            after={"key_values": after},
+        )
+        last = hidden[:, -1:]
+        logits = self.source.lm_head(last)[:, 0]
+        given = (logits, last[:, 0]) if self.gives_hidden else (logits,)
+        held = {**before.present, **after.present}
+        present = [held[layer] for layer in range(len(pairs))]
+        return (*given, *(tensor for pair in present for tensor in pair))
+
+
+def _key_values(past: tuple[tuple[torch.Tensor, torch.Tensor], ...], mask: torch.Tensor) -> KeyValues:
+    total = mask.shape[1]
+    return KeyValues(
+        past=past,
+        last_position=(mask.sum(1) - 1).to(torch.int32),
+        total=torch.scalar_tensor(total, dtype=torch.int32),
+        total_length=total,
+    )
 
 
 def check_rotary(source: Any) -> None:

@@ -4,7 +4,8 @@
     embed_N        token_ids int32 [1, N] → embeddings [1, N, D]; N is 1 or a prefill length
     prefill_N      embeddings [1, N, D], input_pos int32 [N], mask [1, 1, N, C], kv_cache_k_0, …
                    → the same kv_cache_*, each [1, kv heads, C, head dim], the N tokens written at input_pos
-    decode         prefill of one token, with logits [1, 1, V]
+    decode         prefill of one token, with logits [1, 1, V], and where it is asked for hidden [1, 1, D],
+                   the state that they are made of
 
 The mask is added to the scores: 0 where a token is seen, −1e4 where not (−inf would give NaN). `prefill_N`
 and `decode` have the longest cache; a shorter one of C tokens has `prefill_N_cache_C` and `decode_cache_C`,
@@ -30,6 +31,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from edgevlm_runner import abstain
 from edgevlm_runner.contract import TextSpec
 from edgevlm_runner.runtimes.litert_encoders import ENCODE_IMAGE, ENCODE_TEXT
 
@@ -119,14 +121,19 @@ class _Prefill(torch.nn.Module):  # type: ignore[misc]
 
 
 class _Decode(_Prefill):
+    def __init__(self, source: Any, gives_hidden: bool) -> None:
+        super().__init__(source)
+        self.gives_hidden = gives_hidden
+
     def forward(
         self, embeddings: torch.Tensor, input_pos: torch.Tensor, mask: torch.Tensor, **cache: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         hidden, present = self._run(embeddings, input_pos, mask, cache)
-        return {"logits": self.source.lm_head(hidden), **present}
+        given = {"hidden": hidden} if self.gives_hidden else {}
+        return {"logits": self.source.lm_head(hidden), **given, **present}
 
 
-def export(source: Any, lengths: StaticLengths, path: Path) -> None:
+def export(source: Any, lengths: StaticLengths, path: Path, hidden: bool = False) -> None:
     """Write the float graphs of `source` (float32, in evaluation mode) to `path`.
 
     Raises MissingExtraError without litert-torch, ExportError when it refuses the model or delivers other
@@ -134,7 +141,7 @@ def export(source: Any, lengths: StaticLengths, path: Path) -> None:
     """
     check_rotary(source)
     with _library() as library, torch.no_grad():
-        converter = _signatures(library, source, lengths)
+        converter = _signatures(library, source, lengths, hidden)
         with (
             attention(source.model.vision_model.config, PLAIN_ATTENTION),
             attention(source.model.text_model.config, STATIC_CACHE_ATTENTION),
@@ -196,6 +203,33 @@ def _save(made: Any, expected: set[str], path: Path) -> None:
         )
 
 
+class _Select(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {abstain.SCORE: self.layers(features)}
+
+
+def export_selector(layers: Any, features: int, path: Path) -> None:
+    """Write a Selector, `layers` from float32 [1, features] to [1, 1], with its one signature to `path`.
+
+    Raises what `export` does.
+    """
+    with _library() as library, torch.no_grad():
+        given = {abstain.FEATURES: torch.zeros(1, features)}
+        made = library.signature(abstain.SIGNATURE, _Select(layers).eval(), sample_kwargs=given).convert(
+            strict_export=False
+        )
+        try:
+            made.export(str(path))
+        except OSError as error:
+            raise StorageError(
+                f"{path}: cannot be written ({error}). Free space or choose another folder."
+            ) from error
+
+
 def _layer_norm(norm: torch.nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
     """The same norm, with its weight multiplied into the reciprocal deviation of each token.
 
@@ -212,7 +246,7 @@ def _embed_lengths(lengths: StaticLengths) -> dict[str, int]:
     return {f"embed_{tokens}": tokens for tokens in (1, *lengths.prefills)}
 
 
-def _signatures(library: Any, source: Any, lengths: StaticLengths) -> Any:
+def _signatures(library: Any, source: Any, lengths: StaticLengths, hidden: bool) -> Any:
     """A converter that knows what to convert."""
     text, side = source.config.text_config, source.config.vision_config.image_size
     pixels = torch.zeros(1, 3, side, side)
@@ -231,7 +265,7 @@ def _signatures(library: Any, source: Any, lengths: StaticLengths) -> Any:
         }
         for layer in range(text.num_hidden_layers):
             arguments |= {f"kv_cache_k_{layer}": held.clone(), f"kv_cache_v_{layer}": held.clone()}
-        module = _Decode(source) if tokens == 1 else _Prefill(source)
+        module = _Decode(source, hidden) if tokens == 1 else _Prefill(source)
         converter.signature(name, module.eval(), sample_kwargs=arguments)
     return converter
 

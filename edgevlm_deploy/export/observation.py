@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.runtimes.onnxruntime import pruned_inputs
 from numpy.typing import NDArray
 
 from edgevlm_deploy.export import graph, onnx
@@ -28,6 +29,7 @@ class ObservedRuntime:
 
     features   float32 [tiles, tokens per tile, D] of the last picture
     logits     float32 [V] per step
+    states     float32 [D] per step, the hidden states behind the logits, where the graphs give them
     quantized  module with a static activation → int8 inputs, [tiles, …, K] or [1, tokens, K]
     """
 
@@ -47,6 +49,7 @@ class ObservedRuntime:
     def clear(self) -> None:
         self.features: Floats | None = None
         self.logits: list[Floats] = []
+        self.states: list[Floats] = []
         self._pieces: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
         self._axis: dict[str, int] = {}
 
@@ -72,21 +75,35 @@ class ObservedRuntime:
         spec = self._spec
         past, _ = onnx.cache_names(spec.layers)
         self._past = {name: np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32) for name in past}
-        self._tokens = 0
+        self._tokens = self._kept = 0
+
+    def read_prompt(self, embeds: Floats, places: NDArray[np.bool_]) -> Floats:
+        return self._step(embeds, places)
 
     def step(self, embeds: Floats) -> Floats:
+        return self._step(embeds, np.zeros((1, embeds.shape[1]), np.bool_))
+
+    def _step(self, embeds: Floats, places: NDArray[np.bool_]) -> Floats:
         total = self._tokens + embeds.shape[1]
         inputs = {
             "inputs_embeds": embeds,
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(self._tokens, total, dtype=np.int64)[None],
         }
+        if self._spec.pruning is not None:
+            inputs |= pruned_inputs(self._spec.pruning, places, self._kept)
+            self._kept = inputs["kept_mask"].shape[1]
         outputs = self._run("decoder", {**inputs, **self._past}, axis=1)
         past, present = onnx.cache_names(self._spec.layers)
         self._past = {old: outputs[new] for old, new in zip(past, present, strict=True)}
         self._tokens = total
         self.logits.append(outputs["logits"][0])
+        if self._spec.hidden:
+            self.states.append(outputs["hidden"][0])
         return self.logits[-1]
+
+    def hidden(self) -> Floats:
+        return self.states[-1]
 
     def versions(self) -> dict[str, str]:
         return {}

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.attention import GROUP_QUERY_ATTENTION, MULTI_HEAD_ATTENTION, attention
-from edgevlm_deploy.export.components import Decoder, Embedding, VisionEncoder, check_rotary
+from edgevlm_deploy.export.components import (
+    Decoder,
+    Embedding,
+    PruningDecoder,
+    VisionEncoder,
+    check_rotary,
+)
 
 OPSET = 21
 IR_VERSION = 10
@@ -48,12 +54,13 @@ def export_embedding(source: Any) -> ir.Model:
     return trace(Embedding(source), (ids,), axes, ["input_ids"], ["inputs_embeds"])
 
 
-def export_decoder(source: Any) -> ir.Model:
+def export_decoder(source: Any, pruned_layer: int | None = None, hidden: bool = False) -> ir.Model:
     """inputs_embeds, attention_mask, position_ids, past → logits float32 [batch, V] of the last token,
-    and the present cache.
+    with `hidden` its hidden state float32 [batch, D], and the present cache.
 
     attention_mask int64 [batch, total] counts the tokens of past and input. Key and value are
     float32 [batch, kv heads, past, head dim]; a longer buffer may be given, the mask says what is in it.
+    pruned_layer: the first one without the dropped image tokens; see `PruningDecoder`.
     """
     text = source.config.text_config
     past_tokens, tokens = 5, 3
@@ -61,19 +68,29 @@ def export_decoder(source: Any) -> ir.Model:
     past = [torch.zeros(shape) for _ in range(2 * text.num_hidden_layers)]
     past_names, present_names = cache_names(text.num_hidden_layers)
     positions = torch.arange(past_tokens, past_tokens + tokens).repeat(2, 1)
-    mask = torch.ones(2, past_tokens + tokens, dtype=torch.int64)
+    given: dict[str, tuple[Any, str]] = {
+        "inputs_embeds": (torch.zeros(2, tokens, text.hidden_size), "tokens"),
+        "attention_mask": (torch.ones(2, past_tokens + tokens, dtype=torch.int64), "total"),
+        "position_ids": (positions, "tokens"),
+    }
+    module = Decoder(source, hidden)
+    if pruned_layer is not None:
+        module = PruningDecoder(source, pruned_layer, hidden)
+        given |= {
+            "image_tokens": (torch.tensor([[1, 0, 0], [1, 0, 0]]), "tokens"),
+            "kept_tokens": (torch.ones(2, 2, dtype=torch.int64), "kept_tokens"),
+            "kept_mask": (torch.ones(2, 6, dtype=torch.int64), "kept_total"),
+        }
     with attention(source.model.text_model.config, GROUP_QUERY_ATTENTION):
         return trace(
-            Decoder(source),
-            (torch.zeros(2, tokens, text.hidden_size), mask, positions, *past),
+            module,
+            (*(tensor for tensor, _ in given.values()), *past),
             (
-                {0: "batch", 1: "tokens"},
-                {0: "batch", 1: "total"},
-                {0: "batch", 1: "tokens"},
+                *({0: "batch", 1: length} for _, length in given.values()),
                 tuple({0: "batch", 2: "past"} for _ in past),
             ),
-            ["inputs_embeds", "attention_mask", "position_ids", *past_names],
-            ["logits", *present_names],
+            [*given, *past_names],
+            ["logits", *(["hidden"] if hidden else []), *present_names],
         )
 
 

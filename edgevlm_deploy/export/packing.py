@@ -37,7 +37,8 @@ class Packed:
 
 
 def pack(linear: QuantizedLinear, module: str) -> Packed:
-    """A scale over more columns than a block is repeated: the same number, written more often.
+    """A scale over more columns than a block is repeated: the same number, written more often. A zero-point
+    with a fraction is rounded; `remainder` has the rest.
 
     Raises ExportError when no legal block size fits the groups, or integers exceed their bits.
     """
@@ -58,7 +59,7 @@ def pack(linear: QuantizedLinear, module: str) -> Packed:
     padded = np.full((rows, blocks * block), neutral, np.uint8)
     padded[:, :columns] = unsigned
     group = np.arange(blocks) * block // linear.block
-    zero_point = None if linear.zero_point is None else linear.zero_point[:, group]
+    zero_point = None if linear.zero_point is None else np.rint(linear.zero_point[:, group])
     return Packed(
         weight=_join(padded, container).reshape(rows, blocks, block * container // 8),
         scale=np.ascontiguousarray(linear.scale[:, group]),
@@ -66,6 +67,26 @@ def pack(linear: QuantizedLinear, module: str) -> Packed:
         container=container,
         block=block,
     )
+
+
+def remainder(linear: QuantizedLinear) -> NDArray[np.float32] | None:
+    """float32 [blocks, N], blocks of the table: what the sum of a block's inputs is multiplied by to make up
+    for zero-points that were rounded to integers. None when they are integers.
+
+    s(q − z) = s(q − ⌊z⌉) + s(⌊z⌉ − z). With scales of 8 significant bits and z in sixteenths this is exact,
+    also in fp16.
+    """
+    if linear.zero_point is None or linear.zero_point.dtype.kind != "f":
+        return None
+    rest: NDArray[np.float32] = (np.rint(linear.zero_point) - linear.zero_point) * linear.scale
+    return np.ascontiguousarray(rest.T)
+
+
+def block_sums(columns: int, block: int) -> NDArray[np.float32]:
+    """float32 [columns, blocks] of zeros and ones: x @ block_sums is the sum of x over each block."""
+    blocks = np.arange(-(-columns // block))
+    sums: NDArray[np.float32] = (np.arange(columns)[:, None] // block == blocks).astype(np.float32)
+    return sums
 
 
 def unpack(packed: Packed, columns: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

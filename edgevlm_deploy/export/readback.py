@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export import graph
-from edgevlm_deploy.export.packing import Packed, unpack
+from edgevlm_deploy.export.packing import Packed, block_sums, remainder, unpack
 from edgevlm_deploy.export.passes.matmul_integer import UINT8_SHIFT
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
 
@@ -74,9 +74,27 @@ def _matmul_nbits(node: ir.Node, linear: QuantizedLinear) -> str:
         offset = 1 << (packed.container - 1)
         if stored_zero is not None:
             return "zero points"
-    elif stored_zero is None or not np.array_equal(stored_zero, linear.zero_point[:, group]):
+    elif stored_zero is None or not np.array_equal(stored_zero, np.rint(linear.zero_point[:, group])):
         return "zero points"
+    elif not _has_remainder(node, linear):
+        return "fractions of zero points"
     return "" if np.array_equal(stored.astype(np.int16) - offset, linear.q) else "integers"
+
+
+def _has_remainder(node: ir.Node, linear: QuantizedLinear) -> bool:
+    """Whether zero-points with fractions, and only those, get their rest added."""
+    expected = remainder(linear)
+    total = next(iter(node.outputs[0].consumers()), None)
+    rest = total.inputs[1].producer() if total is not None and total.op_type == "Add" else None
+    sums = rest.inputs[0].producer() if rest is not None and rest.op_type == "MatMul" else None
+    if rest is None or sums is None or sums.op_type != "MatMul" or sums.inputs[0] is not node.inputs[0]:
+        return expected is None
+    columns = linear.q.shape[1]
+    return (
+        expected is not None
+        and np.array_equal(_array(rest, 1), expected)
+        and np.array_equal(_array(sums, 1), block_sums(columns, linear.block))
+    )
 
 
 def _matmul_integer(node: ir.Node, linear: QuantizedLinear) -> str:

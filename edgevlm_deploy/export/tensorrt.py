@@ -3,7 +3,8 @@
     vision_encoder  pixel_values [tiles, 3, S, S] → image_features [tiles, tokens per tile, D]
     embedding       input_ids int32 [1, tokens] → inputs_embeds [1, tokens, D]
     decoder         inputs_embeds [1, tokens, D], position_ids int32 [1, tokens], mask, past_key.0, …
-                    → logits float32 [1, V] of the last token, and the cache, in one of two forms
+                    → logits float32 [1, V] of the last token, where it is asked for its hidden state
+                    float32 [1, D], and the cache, in one of two forms
 
 `append` is for every release. past_key.i and past_value.i are [1, past, kv heads, head dim]: token-major, so
 that the first rows of a longer buffer are contiguous and can be bound as they are. mask is
@@ -89,7 +90,7 @@ def export_embedding(source: Any, dialect: Dialect) -> ir.Model:
     return trace(embedding, (ids,), ({1: "tokens"},), ["input_ids"], ["inputs_embeds"], dialect)
 
 
-def export_decoder(source: Any, dialect: Dialect, max_context: int) -> ir.Model:
+def export_decoder(source: Any, dialect: Dialect, max_context: int, hidden: bool = False) -> ir.Model:
     text = source.config.text_config
     past, tokens = max_context if dialect.standard else 5, 3
     columns = past if dialect.standard else past + tokens
@@ -105,12 +106,14 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int) -> ir.Model:
             {2: "tokens"} if dialect.standard else {2: "tokens", 3: "columns"},
         ),
     }
-    outputs = ["logits", *cache_names(text.num_hidden_layers, "present")]
+    outputs = ["logits", *(["hidden"] if hidden else [])]
     if dialect.standard:
         inputs["write_index"] = torch.zeros(1, dtype=torch.int64), {}
+        outputs += cache_names(text.num_hidden_layers, "present")
     else:
-        outputs = ["logits", "new_keys_values"]
-    module: Any = (_UpdateDecoder if dialect.standard else _AppendDecoder)(cast(source, dialect), max_context)
+        outputs.append("new_keys_values")
+    kind = _UpdateDecoder if dialect.standard else _AppendDecoder
+    module: Any = kind(cast(source, dialect), max_context, hidden)
     wanted = STANDARD_ATTENTION if dialect.standard else STATIC_CACHE_ATTENTION
     cache_axes = tuple({} if dialect.standard else {1: "past"} for _ in cache)
     with attention(source.model.text_model.config, wanted), _norms(source, dialect), module.rotation():
@@ -125,16 +128,17 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int) -> ir.Model:
 
 
 class _AppendDecoder(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self, source: Any, max_context: int) -> None:
+    def __init__(self, source: Any, max_context: int, gives_hidden: bool) -> None:
         super().__init__()
         self.source = source
+        self.gives_hidden = gives_hidden
         # float32 in every dialect: a position's angle is rounded once, after the look-up.
         cosine, sine = map(torch.from_numpy, onnx.rotary_table(source, max_context))  # [S, head dim / 2]
         self.register_buffer("cosine_sine", torch.cat([cosine, sine], dim=1), persistent=False)
 
     def forward(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, mask: torch.Tensor, *past: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         new: list[torch.Tensor] = []
 
         def write(held: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
@@ -142,17 +146,19 @@ class _AppendDecoder(torch.nn.Module):  # type: ignore[misc]
             new.append(rows)
             return torch.cat([held, rows], dim=1).transpose(1, 2)
 
-        logits, _ = self._run(inputs_embeds, position_ids, StaticCache(_pairs(past), write, mask))
-        return logits, torch.cat(new, dim=0)
+        given = self._run(inputs_embeds, position_ids, StaticCache(_pairs(past), write, mask))
+        return (*given, torch.cat(new, dim=0))
 
     def _run(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, cache: StaticCache
-    ) -> tuple[torch.Tensor, StaticCache]:
+    ) -> tuple[torch.Tensor, ...]:
+        """Logits, and the hidden state where it is asked for."""
         hidden = self.source.model.text_model(
             inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False, static_cache=cache
         ).last_hidden_state
-        logits = self.source.lm_head(hidden[:, -1:])[:, 0]
-        return logits.to(torch.float32), cache
+        last = hidden[:, -1:]
+        given = (self.source.lm_head(last)[:, 0], last[:, 0])[: 2 if self.gives_hidden else 1]
+        return tuple(one.to(torch.float32) for one in given)
 
     @contextlib.contextmanager
     def rotation(self) -> Iterator[None]:
@@ -185,9 +191,10 @@ class _UpdateDecoder(_AppendDecoder):
                 shape=held.shape,
             )
 
-        logits, cache = self._run(inputs_embeds, position_ids, StaticCache(_pairs(past), write, mask))
+        cache = StaticCache(_pairs(past), write, mask)
+        given = self._run(inputs_embeds, position_ids, cache)
         present = [cache.present[layer] for layer in range(len(cache.past))]
-        return (logits, *(tensor for pair in present for tensor in pair))
+        return (*given, *(tensor for pair in present for tensor in pair))
 
     @contextlib.contextmanager
     def rotation(self) -> Iterator[None]:

@@ -52,7 +52,7 @@ class _Recorder(LiteRt):
         for at in range(first, embeds.shape[1]):
             self.step(embeds[:, at : at + 1])
 
-    def _run(self, signature: str, inputs: dict[str, Any], cache: Any) -> Any:
+    def _run(self, signature: str, inputs: dict[str, Any], cache: Any = None) -> Any:
         if signature == self._watched:
             self.calls.append({**inputs, **(cache or {})})
         return super()._run(signature, inputs, cache)

@@ -99,6 +99,22 @@ def write(float_path: Path, table: QuantizedTable, path: Path, calibrated: Calib
         with library.materializing(lambda weight: linears.get(key(weight))):
             made = quantizer.quantize(ranges)
         made.export_model(str(path), overwrite=True)
+        if calibrated:
+            _restore_outputs(path)
+
+
+def _restore_outputs(path: Path) -> None:
+    """Make every graph give what its signature names. ai-edge-quantizer 0.10 writes another tensor into the
+    graph's list when an output is also what a calibrated product takes."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model, changed = flatbuffer_utils.read_model(str(path)), False
+    for signature in model.signatureDefs:
+        named = [one.tensorIndex for one in signature.outputs]
+        if set(named) != set(model.subgraphs[signature.subgraphIndex].outputs):
+            model.subgraphs[signature.subgraphIndex].outputs, changed = named, True
+    if changed:
+        flatbuffer_utils.write_model(model, str(path))
 
 
 def _check_storable(name: str, linear: QuantizedLinear) -> None:

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from edgevlm_runner.contract import ModelSpec
-from edgevlm_runner.generate import Generation, generate, splice
+from edgevlm_runner.contract import ModelSpec, kept_tokens
+from edgevlm_runner.generate import Generation, generate, prefill, splice
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes import Runtime
 from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.observation import ObservedRuntime, write_exact
 from edgevlm_deploy.quantize.table import QuantizedTable
+from edgevlm_deploy.reduction import fastv
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest magnitude in the tensor."""
@@ -61,6 +62,12 @@ class Verification:
     shipped_max_abs_logit_difference: float
     shipped_tokens_equal: float
     """Share of the generated tokens, position by position, that the shipped graphs repeat."""
+    hidden_difference: float | None = None
+    """Of the hidden states behind the logits, where the graphs give them."""
+
+    def numbers(self) -> dict[str, float]:
+        """What was measured, name → number."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def verify(
@@ -111,6 +118,7 @@ def conclude(
         vision_difference=max(one.vision for one in compared),
         embedding_difference=max(one.embedding for one in compared),
         logits_difference=max(one.logits for one in compared),
+        hidden_difference=max(one.hidden for one in compared) if spec.hidden else None,
         rounding_ties=sum(one.ties for one in compared),
         shipped_vision_difference=max(one.vision for one in measured),
         shipped_logits_difference=max(one.logits for one in measured),
@@ -124,6 +132,7 @@ class Observable(Runtime, Protocol):
 
     features: Floats | None
     logits: list[Floats]
+    states: list[Floats]
 
     @property
     def quantized(self) -> Mapping[str, NDArray[np.int8]]:
@@ -142,6 +151,8 @@ class Observed:
     """[1, prompt + generated − 1, D], image features in place: everything that the decoder was given."""
     logits: Floats
     """[generated, V]"""
+    states: Floats | None
+    """[generated, D], None where the graphs do not give them."""
     quantized: Mapping[str, NDArray[np.int8]]
 
 
@@ -150,6 +161,7 @@ class Compared:
     vision: float
     embedding: float
     logits: float
+    hidden: float
     ties: int
 
 
@@ -165,8 +177,9 @@ def observe(runtime: Observable, spec: ModelSpec, sample: Inputs) -> Observed:
     runtime.clear()
     made = generate_endlessly(runtime, spec, sample)
     logits, quantized = np.stack(runtime.logits), runtime.quantized
+    states = np.stack(runtime.states) if spec.hidden else None
     embeds = _embedded(runtime.embed, runtime.features, spec, sample, made)
-    return Observed(made, runtime.features, embeds, logits, quantized)
+    return Observed(made, runtime.features, embeds, logits, states, quantized)
 
 
 def generate_endlessly(runtime: Runtime, spec: ModelSpec, sample: Inputs) -> Generation:
@@ -225,14 +238,17 @@ def compare(
             sample,
             observed.generation,
         )
-        hidden = text(inputs_embeds=torch.from_numpy(observed.embeds), use_cache=False).last_hidden_state
-        logits = reference.lm_head(hidden[:, first:])[0].numpy()  # [generated, V]
+        states = _torch_hidden(text, spec, sample, observed.embeds)[:, first - observed.embeds.shape[1] :]
+        logits = reference.lm_head(states)[0].numpy()  # [generated, V]
     found = Compared(
         vision=0.0
         if features is None
         else difference("image features", observed.features, features, tolerance),
         embedding=difference("embeddings", observed.embeds, embeds, tolerance),
         logits=difference("logits", observed.logits, logits, tolerance),
+        hidden=difference("hidden states", observed.states, states[0].numpy(), tolerance)
+        if spec.hidden
+        else 0.0,
         ties=ties[0],
     )
     tokens = tuple(int(token) for token in logits.argmax(-1))
@@ -241,6 +257,20 @@ def compare(
             f"Greedy tokens differ: torch {list(tokens)}, graph {list(observed.generation.token_ids)}."
         )
     return found
+
+
+def _torch_hidden(text: Any, spec: ModelSpec, sample: Inputs, embeds: Floats) -> Any:
+    """float32 [1, T, D] of prompt and generated tokens in one pass; of pruned image tokens there is none."""
+    given = torch.from_numpy(embeds)
+    if spec.pruning is None:
+        return text(inputs_embeds=given, use_cache=False).last_hidden_state
+    tokens, asked = embeds.shape[1], sample.input_ids.shape[1]
+    places = np.zeros((1, tokens), np.int64)
+    places[:, :asked] = sample.input_ids == spec.image_token_id
+    images = int(places.sum())
+    left = tokens - images + kept_tokens(images, spec.pruning.keep)
+    positions = torch.arange(tokens)[None]
+    return fastv.layers(text, given, positions, torch.from_numpy(places), left, spec.pruning.layer, asked)
 
 
 def _torch_features(reference: Any, sample: Inputs) -> Floats | None:
@@ -273,15 +303,16 @@ def measure(runtime: Runtime, spec: ModelSpec, sample: Inputs, observed: Observe
     made = generate_endlessly(runtime, spec, sample)
     features = None if sample.pixel_values is None else runtime.encode_image(sample.pixel_values)
     runtime.reset()
-    prefill = runtime.step(splice(runtime.embed(sample.input_ids), features, sample.input_ids, spec))
+    embeds = splice(runtime.embed(sample.input_ids), features, sample.input_ids, spec)
+    first = prefill(runtime, spec, embeds, sample.input_ids)
     pairs = zip(made.token_ids, observed.generation.token_ids, strict=True)
     vision = 0.0
     if features is not None and observed.features is not None:
         vision = relative(features, observed.features)
     return Measured(
         vision=vision,
-        logits=relative(prefill, observed.logits[0]),
-        max_abs_logits=float(np.abs(prefill - observed.logits[0]).max()),
+        logits=relative(first, observed.logits[0]),
+        max_abs_logits=float(np.abs(first - observed.logits[0]).max()),
         tokens_equal=float(np.mean([one == other for one, other in pairs])),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class EncoderVerification:
     """Of the cosines between all pictures and all texts."""
     shipped_nearest_equal: float
     """Share of the pictures to which the shipped graphs find the same text nearest."""
+
+    def numbers(self) -> dict[str, float]:
+        """What was measured, name → number."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

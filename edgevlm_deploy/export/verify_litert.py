@@ -33,15 +33,17 @@ TOLERANCE = 1e-4
 
 
 class ObservedLiteRt(LiteRt):
-    """The runner's own runtime; keeps image features and logits of one question, until `clear`."""
+    """The runner's own runtime; keeps features, logits and hidden states of one question, until `clear`."""
 
     quantized: Mapping[str, NDArray[np.int8]] = {}
     features: Floats | None
     logits: list[Floats]
+    states: list[Floats]
 
     def clear(self) -> None:
         self.features = None
         self.logits = []
+        self.states = []
 
     def encode_image(self, pixel_values: Floats) -> Floats:
         self.features = super().encode_image(pixel_values)
@@ -49,6 +51,7 @@ class ObservedLiteRt(LiteRt):
 
     def step(self, embeds: Floats) -> Floats:
         self.logits.append(super().step(embeds))
+        self.states.append(self.hidden())
         return self.logits[-1]
 
 

@@ -49,6 +49,7 @@ class ObservedTensorRt(EmulatedTensorRt):
     def clear(self) -> None:
         self.features: Floats | None = None
         self.logits: list[Floats] = []
+        self.states: list[Floats] = []
         self._pieces: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
 
     @property
@@ -65,6 +66,7 @@ class ObservedTensorRt(EmulatedTensorRt):
 
     def step(self, embeds: Floats) -> Floats:
         self.logits.append(super().step(embeds))
+        self.states.append(self.hidden())
         return self.logits[-1]
 
     def _run(self, component: str, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -6,15 +6,19 @@ totals, so it is bootstrapped by itself, with the pictures that the other metric
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm_deploy.metrics import selective
-from edgevlm_deploy.metrics.estimates import Subset, Table, independent
+from edgevlm_deploy.metrics.estimates import Subset, Table, independent, undefined
 from edgevlm_deploy.metrics.pairs import Pairs
+from edgevlm_deploy.metrics.robustness import ratio
 from edgevlm_deploy.metrics.statistics import (
     FEW_CLUSTERS,
     Estimate,
+    Totals,
     cluster_codes,
     hull,
     paired_difference,
@@ -72,10 +76,27 @@ def estimates(table: Table, clean: Subset, evaluation: Evaluation) -> dict[str, 
     }
 
 
+def given(table: Table, everything: Subset, abstains: bool) -> dict[str, Estimate]:
+    """What the bundle's own rule answers of clean and corrupted items, and how much of that is wrong."""
+    if not abstains:
+        return dict.fromkeys(("answered_share", "answered_risk"), undefined("the bundle never abstains"))
+
+    def risk(totals: Totals) -> Any:
+        return ratio(totals[f"{everything.name} answered_wrong"], totals[f"{everything.name} answered"])
+
+    observed = table.totals.observed
+    answers = int(observed[f"{everything.name} answered"])
+    closed = wilson(observed[f"{everything.name} answered_wrong"], answers, table.level)
+    return {
+        "answered_share": table.rate(everything, "answered"),
+        "answered_risk": table.statistic(everything, risk, "the bundle abstains on all items", closed),
+    }
+
+
 def tables(pairs: Pairs) -> dict[str, Selective]:
     """ "reference" and "artifact" → coverage, areas, reliability and the curve."""
     held_out = halves(tuple(name for name, clean in zip(pairs.clusters, pairs.clean, strict=True) if clean))
-    return {whose: _selective(*columns, held_out) for whose, columns in _ranked(pairs).items()}
+    return {whose: selective_table(*columns, held_out) for whose, columns in _ranked(pairs).items()}
 
 
 def halves(clusters: tuple[str, ...]) -> NDArray[np.bool_]:
@@ -103,7 +124,7 @@ def _resampled(pairs: Pairs, evaluation: Evaluation) -> dict[str, Floats]:
     return {whose: np.concatenate(values) for whose, values in chunks.items()}
 
 
-def _selective(confidence: Floats, accuracy: Floats, first: NDArray[np.bool_]) -> Selective:
+def selective_table(confidence: Floats, accuracy: Floats, first: NDArray[np.bool_]) -> Selective:
     points = []
     for risk in RISKS:
         coverage, threshold = selective.coverage_at_risk(confidence, accuracy, risk)

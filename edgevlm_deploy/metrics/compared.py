@@ -40,8 +40,12 @@ def partition(pairs: Pairs, kind: str, of: Subset, key: Callable[[Item], str]) -
     }
 
 
-def per_item(pairs: Pairs) -> dict[str, Floats]:
-    """Per-item numbers whose totals make up every metric."""
+def per_item(pairs: Pairs, answered: NDArray[np.bool_] | None = None) -> dict[str, Floats]:
+    """Per-item numbers whose totals make up every metric.
+
+    answered: where the artifact does not abstain; None: everywhere.
+    """
+    answered = np.ones(len(pairs.items), np.bool_) if answered is None else answered
     reference_drop = pairs.reference_clean_accuracy - pairs.reference_accuracy
     artifact_drop = pairs.artifact_clean_accuracy - pairs.artifact_accuracy
     columns: dict[str, Floats] = {
@@ -52,6 +56,8 @@ def per_item(pairs: Pairs) -> dict[str, Floats]:
         "robustness_gap": robustness.robustness_gap(artifact_drop, reference_drop),
         "diverged": pairs.diverged.astype(np.float64),
         "negative": np.array([kind is Flip.NEGATIVE for kind in pairs.flips], dtype=np.float64),
+        "answered": answered.astype(np.float64),
+        "answered_wrong": np.where(answered, 1 - pairs.artifact_accuracy, 0.0),
         "positive": np.array([kind is Flip.POSITIVE for kind in pairs.flips], dtype=np.float64),
     }
     for whose, said, right in (

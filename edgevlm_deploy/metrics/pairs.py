@@ -47,6 +47,8 @@ class Pairs:
     artifact_confidence: Floats
     reference_max_prob: Floats
     artifact_max_prob: Floats
+    artifact_selector: Floats | None
+    """What the bundle's Selector says to each answer; None where it did not judge them all."""
 
     def of(self, kind: Kind) -> Flags:
         """bool [N]: the items of one kind."""
@@ -97,6 +99,7 @@ def pair(items: Sequence[Item], reference: Sequence[Answer], artifact: Sequence[
         artifact_confidence=_column(geometric_mean_probability(a.token_logprobs) for a in said_now),
         reference_max_prob=_column(max_prob(a.token_logprobs) for a in said_before),
         artifact_max_prob=_column(max_prob(a.token_logprobs) for a in said_now),
+        artifact_selector=_judged(said_now),
     )
 
 
@@ -113,6 +116,11 @@ def _in_order(items: Sequence[Item], answers: Sequence[Answer], whose: str) -> t
             "run the evaluation to its end."
         )
     return tuple(by_id[item.id] for item in items)
+
+
+def _judged(answers: Sequence[Answer]) -> Floats | None:
+    scores = [answer.selector for answer in answers if answer.selector is not None]
+    return _column(scores) if len(scores) == len(answers) else None
 
 
 def _accuracies(items: Sequence[Item], answers: Sequence[Answer]) -> Floats:

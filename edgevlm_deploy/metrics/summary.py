@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from edgevlm_runner.contract import Answer, Item, Kind
+from edgevlm_runner.contract import Answer, Certainty, Item, Kind
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
@@ -18,6 +18,7 @@ from edgevlm_deploy.metrics import (
     foreign,
     negation,
     prior,
+    selectors,
     temperature,
 )
 from edgevlm_deploy.metrics.compared import compare, expected_calibration_error, partition, per_item
@@ -31,6 +32,7 @@ from edgevlm_deploy.metrics.tables import (
     Metrics,
     PerturbationRow,
     Scaling,
+    SelectorComparison,
 )
 from edgevlm_deploy.recipe import Evaluation
 
@@ -42,8 +44,11 @@ def compute(
     reference: Sequence[Answer],
     artifact: Sequence[Answer],
     evaluation: Evaluation,
+    certainty: Certainty | None = None,
 ) -> Metrics:
     """All metrics of `artifact` against `reference` on `items`.
+
+    certainty: what the artifact's bundle does with its confidence; None: nothing.
 
     Raises DataError when there is no clean item or when items and answers do not fit together.
     """
@@ -60,9 +65,19 @@ def compute(
     corruptions = partition(pairs, "corruption", corrupted, _name)
     perturbations = partition(pairs, "perturbation", perturbed, _name)
     groups = partition(pairs, "group", clean, lambda item: item.group)
-    columns = per_item(pairs)
+    both = pairs.clean | corrupted.mask
+    everything = Subset(selectors.EVERYTHING, both)
+    certainty = certainty or Certainty()
+    given = selectors.decided(pairs, certainty)
+    columns = per_item(pairs, given)
     parts = (conditions, corruptions, perturbations, groups)
-    subsets = [clean, corrupted, perturbed, *(subset for part in parts for subset in part.values())]
+    subsets = [
+        clean,
+        corrupted,
+        perturbed,
+        everything,
+        *(subset for part in parts for subset in part.values()),
+    ]
     totals = bootstrap(
         {
             f"{subset.name} {name}": np.where(subset.mask, column, 0.0)
@@ -88,6 +103,7 @@ def compute(
         },
         evaluation,
     )
+    compared = _compared(pairs, both, evaluation)
     changes = [kind for kind, is_clean in zip(pairs.flips, pairs.clean, strict=True) if is_clean]
     return Metrics(
         level=evaluation.confidence_level,
@@ -103,6 +119,8 @@ def compute(
         | abstention.estimates(table, clean, evaluation)
         | corruption.estimates(table, clean, corrupted, list(conditions.values()))
         | corruption.mean_errors(table, clean, corrupted, conditions, list(corruptions))
+        | selectors.gated(compared[-1] if compared else None)
+        | abstention.given(table, everything, given is not None)
         | {
             "perturbed_divergence_rate": table.rate(perturbed, "diverged"),
             "perturbed_negative_flip_rate": table.rate(perturbed, "negative"),
@@ -136,8 +154,10 @@ def compute(
                 ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
             )
         },
-        scaling=_scaling(pairs, apart[Kind.TEMPERATURE]),
+        scaling=_scaling(pairs, apart[Kind.TEMPERATURE], both, certainty),
         selective=abstention.tables(pairs),
+        selector=compared,
+        mixture=selectors.drifted(pairs, corrupted.mask),
         flips=_flipped(pairs),
         taxonomy=taxonomy,
         failures=failed,
@@ -200,23 +220,52 @@ def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
     }
 
 
-def _scaling(pairs: Pairs, held_out: Pairs) -> dict[str, Scaling]:
-    """Temperatures fitted on `held_out`, and what they do to the calibration error of the clean items."""
+def _compared(
+    pairs: Pairs, both: NDArray[np.bool_], evaluation: Evaluation
+) -> tuple[SelectorComparison, ...]:
+    parts = {"clean": pairs.clean, selectors.EVERYTHING: both}
+    found = (selectors.scored(pairs, part, mask) for part, mask in parts.items())
+    return tuple(selectors.compare(one, evaluation) for one in found if one is not None)
+
+
+def _scaling(
+    pairs: Pairs, held_out: Pairs, both: NDArray[np.bool_], certainty: Certainty
+) -> dict[str, Scaling]:
+    """Temperatures, and what they do to the calibration error of the items that are judged.
+
+    The artifact's is the one that its bundle ships, where it ships one; otherwise they are fitted on
+    `held_out`.
+    """
     found = {}
     for whose in ("reference", "artifact"):
         said, right = (getattr(pairs, f"{whose}_{column}") for column in ("confidence", "accuracy"))
+        shipped, n = whose == "artifact" and certainty.fitted_on > 0, len(held_out.items)
         fitted = temperature.fit(
             getattr(held_out, f"{whose}_confidence"), getattr(held_out, f"{whose}_accuracy")
         )
-        if fitted is not None:
-            clean, hits = said[pairs.clean], right[pairs.clean]
-            before = confidence.expected_calibration_error(clean, hits)
-            after = confidence.expected_calibration_error(temperature.scaled(clean, fitted), hits)
-            assert before is not None and after is not None
-            found[whose] = Scaling(
-                temperature=fitted, n=len(held_out.items), ece_before=before, ece_after=after
-            )
+        if shipped:
+            fitted, n = certainty.temperature, certainty.fitted_on
+        if fitted is None:
+            continue
+        before, after = (
+            _errors(one, right, (pairs.clean, both)) for one in (said, temperature.scaled(said, fitted))
+        )
+        has_corrupted = bool((both & ~pairs.clean).any())
+        found[whose] = Scaling(
+            temperature=fitted,
+            n=n,
+            ece_before=before[0],
+            ece_after=after[0],
+            shipped=shipped,
+            all_before=before[1] if has_corrupted else None,
+            all_after=after[1] if has_corrupted else None,
+        )
     return found
+
+
+def _errors(said: Floats, right: Floats, masks: Sequence[NDArray[np.bool_]]) -> list[float]:
+    errors = [confidence.expected_calibration_error(said[mask], right[mask]) for mask in masks]
+    return [one for one in errors if one is not None]
 
 
 def _flipped(pairs: Pairs) -> tuple[FlippedItem, ...]:

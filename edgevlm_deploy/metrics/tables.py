@@ -138,7 +138,7 @@ class FailedItem(Frozen):
 
 
 class Scaling(Frozen):
-    """Temperature scaling of one model: fitted on items of their own, its effect on the clean items."""
+    """Temperature scaling of one model: fitted on items of their own, its effect on those that are judged."""
 
     temperature: float
     """Divides the log-odds of the confidence; above 1 the model was too sure."""
@@ -146,6 +146,12 @@ class Scaling(Frozen):
     """Items that it was fitted on."""
     ece_before: float
     ece_after: float
+    """Both on the clean items."""
+    shipped: bool = False
+    """Whether it is the bundle's own, fitted when that was compiled."""
+    all_before: float | None = None
+    all_after: float | None = None
+    """The same on clean and corrupted items; None without corrupted ones."""
 
 
 class CoverageAtRisk(Frozen):
@@ -154,7 +160,7 @@ class CoverageAtRisk(Frozen):
     risk: float
     coverage: float
     threshold: float | None
-    """MaxProb from which on an item is answered; None: abstain on all."""
+    """Score from which on an item is answered; None: abstain on all."""
 
 
 class Reliability(Frozen):
@@ -167,12 +173,12 @@ class Reliability(Frozen):
     cost: float
     value: float
     thresholds: tuple[float | None, float | None]
-    """MaxProb from which on each half is answered; None: abstain on all."""
+    """Score from which on each half is answered; None: abstain on all."""
     without_abstaining: float
 
 
 class Selective(Frozen):
-    """What one model can answer when it may abstain: clean items ranked by MaxProb."""
+    """What one model can answer when it may abstain: items ranked by MaxProb or another score."""
 
     points: tuple[CoverageAtRisk, ...]
     auc: float
@@ -181,6 +187,49 @@ class Selective(Frozen):
     reliability: tuple[Reliability, ...]
     curve: tuple[tuple[float, float], ...]
     """(coverage, risk), thinned out for drawing."""
+
+
+class Gain(Frozen):
+    """Coverage at one risk by either score."""
+
+    risk: float
+    max_prob: Estimate
+    selector: Estimate
+    gain: Estimate
+    """The Selector's coverage minus MaxProb's, paired by picture."""
+
+
+class SelectorComparison(Frozen):
+    """The Selector beside MaxProb on some of the artifact's answers."""
+
+    part: str
+    """"clean" or "clean and corrupted"."""
+    n: int
+    accuracy: float
+    max_prob: Selective
+    selector: Selective
+    gains: tuple[Gain, ...]
+    """At 1 and 5 % risk."""
+
+
+class MixtureRow(Frozen):
+    """(coverage, risk) of either score when `shifted` of the items are; no risk where nothing is answered."""
+
+    shifted: float
+    max_prob: tuple[float, float | None]
+    selector: tuple[float, float | None]
+
+
+class Mixture(Frozen):
+    """Thresholds chosen on familiar items for `risk`, on mixtures with shifted ones."""
+
+    familiar: str
+    shifted: str
+    """What the items of either kind are."""
+    familiar_items: int
+    shifted_items: int
+    risk: float
+    rows: tuple[MixtureRow, ...]
 
 
 class Metrics(Frozen):
@@ -219,6 +268,9 @@ class Metrics(Frozen):
     """"reference" and "artifact"; a model is missing when all or none of its answers there were right."""
     selective: dict[str, Selective] = {}
     """"reference" and "artifact"; empty in files from before there was selective prediction."""
+    selector: tuple[SelectorComparison, ...] = ()
+    """On clean items, and on clean and corrupted ones; empty without a Selector."""
+    mixture: Mixture | None = None
     flips: tuple[FlippedItem, ...]
     taxonomy: dict[str, Taxonomy] = {}
     """"clean", "corrupted" and "perturbed", where there are such items."""

@@ -1,4 +1,5 @@
-"""The story in order: plan → source → calibration → items → reference → quantise → export → bundle.
+"""The story in order: plan → source → calibration → items → reference → quantise → export → certainty →
+bundle.
 
 Every stage is a folder named by the digest of its inputs (`artifacts.stage`), so a killed run goes on
 after the last finished one, and a recipe that changes one gate repeats nothing that it does not touch.
@@ -9,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm_deploy import bundle, quiet
+from edgevlm_deploy.pipeline.certainty import fitted_certainty
 from edgevlm_deploy.pipeline.data import calibration_set, item_table, reference_answers
 from edgevlm_deploy.pipeline.graphs import exported_graphs, quantized_model
 from edgevlm_deploy.pipeline.job import DEMO, Order, needs_emulation, prepare
@@ -30,6 +32,7 @@ def compile(order: Order, watch: Watcher) -> Path:
         answers = reference_answers(job, items)
         quantized = quantized_model(job, calibrated)
         exported = exported_graphs(job, items, calibrated, quantized)
-        provenance = provenance_of(job, calibrated, answers, exported)
-        folder = bundle_folder(job, order.name, items, answers, exported, provenance)
+        fitted = fitted_certainty(job, items, job.samples.tuning, exported)
+        provenance = provenance_of(job, calibrated, answers, exported, fitted)
+        folder = bundle_folder(job, order.name, items, answers, exported, provenance, fitted)
         return bundle.pack(folder, order.out / f"{order.name}{bundle.SUFFIX}")

@@ -58,7 +58,6 @@ def item_table(job: Job, samples: Samples) -> Items:
     }
 
     def build(out: Path) -> None:
-        pictures = {_picture(one): one.image for one in samples.all if one.image is not None}
         rows = suites.build(
             [_item(one) for one in samples.evaluation],
             evaluation,
@@ -66,12 +65,49 @@ def item_table(job: Job, samples: Samples) -> Items:
             counterfactuals=[_item(one) for one in samples.counterfactuals],
             ood=[_item(one) for one in samples.ood],
         )
-        (out / "images").mkdir(exist_ok=True)
-        for name in {item.image for item in rows if item.image}:
-            shutil.copyfile(pictures[name], out / name)
-        write_jsonl(out / "items.jsonl", rows)
+        _write(rows, samples.all, out)
 
-    root = stage(job.cache, "items", inputs, build)
+    return _read(stage(job.cache, "items", inputs, build))
+
+
+def tuning_table(job: Job, samples: Sequence[datasets.Sample]) -> Items:
+    """What abstaining is learnt on: questions on their clean pictures, and on corrupted ones as often.
+
+    Raises DataError when the recipe asks for abstaining and no sample has a known answer.
+    """
+    recipe = job.plan.recipe
+    abstain, evaluation = recipe.abstain, recipe.evaluation
+    assert abstain is not None
+    inputs = {
+        "samples": _identities(samples),
+        "abstain": [abstain.questions, abstain.corruptions],
+        "evaluation": [evaluation.corruption_names, evaluation.severities, evaluation.seed],
+        "version": __version__,
+    }
+    corruptions = evaluation.corruptions if abstain.corruptions is None else abstain.corruptions
+
+    def build(out: Path) -> None:
+        known = [_item(one) for one in samples if one.answers]
+        clean = suites.select(known, abstain.questions, seed=evaluation.seed)
+        severities, conditions = evaluation.severities, len(corruptions) * len(evaluation.severities)
+        each = -(-len(clean) // conditions) if conditions else 0
+        names = evaluation.named(corruptions)
+        _write(
+            (*clean, *suites.corrupted(clean, names, severities, each, seed=evaluation.seed)), samples, out
+        )
+
+    return _read(stage(job.cache, "tuning", inputs, build))
+
+
+def _write(rows: Sequence[Item], given: Sequence[datasets.Sample], out: Path) -> None:
+    pictures = {_picture(one): one.image for one in given if one.image is not None}
+    (out / "images").mkdir(exist_ok=True)
+    for name in {item.image for item in rows if item.image}:
+        shutil.copyfile(pictures[name], out / name)
+    write_jsonl(out / "items.jsonl", rows)
+
+
+def _read(root: Path) -> Items:
     return Items(tuple(read_jsonl(root / "items.jsonl", Item)), root)
 
 
@@ -106,7 +142,7 @@ def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
     inputs = {
         "model": job.source.digest,
         "items": file_digest(items.root / "items.jsonl"),
-        "spec": what_shapes_answers(job.spec),
+        "spec": what_shapes_answers(job.source_spec),
         "seed": evaluation.seed,
         "packages": versions(("torch", "transformers", "pillow", "numpy")),
     }
@@ -118,7 +154,7 @@ def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
             items.rows,
             items.root,
             evaluation.seed,
-            job.spec,
+            job.source_spec,
             job.source.tokenizer,
             out,
             job.watch.advance,

@@ -7,7 +7,7 @@ from pathlib import Path
 from edgevlm_runner.contract import CLEAN, ModelSpec, to_json
 from edgevlm_runner.inputs import from_item, load_tokenizer
 
-from edgevlm_deploy import backends, calibration, quantize, source
+from edgevlm_deploy import backends, calibration, quantize
 from edgevlm_deploy.artifacts import pretty_json, stage, write_text_atomic
 from edgevlm_deploy.calibration import CalibrationSet
 from edgevlm_deploy.pipeline.data import Items
@@ -26,7 +26,9 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
         "model": job.source.digest,
         "request": job.plan.request,
         "quantizer": recipe.quantizer,
+        "reduction": recipe.image.reduction,
         "calibration": calibrated.digest,
+        "observer": recipe.calibration.observer,
         "spec": what_shapes_answers(job.spec),
         "packages": versions(PACKAGES),
     }
@@ -34,7 +36,13 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
 
     def run(out: Path) -> None:
         batches = calibration.batches(calibrated, job.spec, job.source.tokenizer)
-        made = quantize.quantize(lambda: source.load(job.source), job.plan.request, batches, recipe.quantizer)
+        made = quantize.quantize(
+            job.load_model,
+            job.plan.request,
+            batches,
+            recipe.quantizer,
+            recipe.calibration.observer,
+        )
         made.save(out)
 
     return stage(job.cache, "quantized", inputs, run)
@@ -60,9 +68,7 @@ def exported_graphs(job: Job, items: Items, calibrated: CalibrationSet, quantize
 
     def export(out: Path) -> None:
         samples = [from_item(item, items.root, 0, job.spec, tokenizer) for item in asked]
-        made = compile_graphs(
-            lambda: source.load(job.source), QuantizedModel.load(quantized), job.spec, samples, out
-        )
+        made = compile_graphs(job.load_model, QuantizedModel.load(quantized), job.spec, samples, out)
         write_text_atomic(out / "verification.json", pretty_json(made.verification))
 
     return stage(job.cache, "graphs", inputs, export)

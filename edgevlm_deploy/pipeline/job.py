@@ -11,14 +11,14 @@ from typing import Any
 
 from edgevlm_runner.contract import DUAL_ENCODER, DualEncoderSpec, Model, to_json
 
-from edgevlm_deploy import __version__, backends, plan, resources, source
+from edgevlm_deploy import __version__, backends, plan, reduction, resources, source
 from edgevlm_deploy.errors import DataError, PlanError
 from edgevlm_deploy.metrics.normalize import normalize
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.recipe import Perturbation, Recipe
+from edgevlm_deploy.recipe import AbstainBy, Perturbation, Recipe
 from edgevlm_deploy.samples import Samples, gather
-from edgevlm_deploy.source import SourceModel
+from edgevlm_deploy.source import Architecture, SourceModel
 from edgevlm_deploy.target import Backend, Target
 
 DEMO = "demo"
@@ -73,9 +73,19 @@ class Job:
     source: SourceModel
     plan: Plan
     spec: Model
+    """Of the artifact, which may have fewer image tokens than the source model."""
+    source_spec: Model
+    """Of the source model, which gives the reference answers."""
     samples: Samples
     cache: Path
     watch: Watcher
+
+    def load_model(self) -> Any:
+        """The torch model that is quantised and exported, image tokens reduced as the recipe says."""
+        if isinstance(self.source_spec, DualEncoderSpec):
+            return source.load(self.source)
+        tokens = self.source_spec.prompt.tokens_per_tile
+        return reduction.apply(source.load(self.source), self.plan.recipe.image.reduction, tokens)
 
 
 def prepare(order: Order, watch: Watcher) -> Job:
@@ -84,17 +94,24 @@ def prepare(order: Order, watch: Watcher) -> Job:
     checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
     model = source.inspect(checkpoint, order.revision, order.offline)
     recipe = resources.recipe(order.recipe or own_recipe(target, model))
-    made = plan.resolve(recipe, target, model.modules)
+    made = plan.resolve(recipe, target, model.modules, _decoders(model))
     backends.require_packages(target.backend)
     watch.begin("Data")
     labelled, cache = model.kind == DUAL_ENCODER, order.out / "stages"
     samples = gather(order.data, order.calibration, order.images, recipe, cache, order.ood, labelled)
     graphs = backends.graph_names(target.backend, model.kind)
-    spec = source.model_spec(model, recipe, target.backend.value, graphs, samples.labels)
-    if isinstance(spec, DualEncoderSpec):
-        _check_classes(spec, samples, recipe)
+    whole = source.model_spec(model, recipe, target.backend.value, graphs, samples.labels)
+    if isinstance(whole, DualEncoderSpec):
+        _check_classes(whole, samples, recipe)
+        spec: Model = whole
+    else:
+        spec = reduction.reduced(whole, recipe.image.reduction)
     spec = backends.with_profiles(spec, recipe, target)
-    return Job(model, made, spec, samples, cache, watch)
+    return Job(model, made, spec, whole, samples, cache, watch)
+
+
+def _decoders(model: SourceModel) -> Architecture | None:
+    return model.architecture if isinstance(model.architecture, Architecture) else None
 
 
 def own_recipe(target: Target, model: SourceModel) -> str:
@@ -121,15 +138,15 @@ def _check_classes(spec: DualEncoderSpec, samples: Samples, recipe: Recipe) -> N
             )
     asked = recipe.evaluation
     about_questions = {
-        "perturbations: paraphrase": Perturbation.PARAPHRASE in asked.perturbations,
-        "negation": asked.negation is not None,
-        "blind_items": asked.blind_items > 0,
+        "evaluation.perturbations: paraphrase": Perturbation.PARAPHRASE in asked.perturbations,
+        "evaluation.negation": asked.negation is not None,
+        "evaluation.blind_items": asked.blind_items > 0,
+        "image.reduction": recipe.image.reduction is not None,
+        "abstain: selector": recipe.abstain is not None and recipe.abstain.by is AbstainBy.SELECTOR,
     }
     for key, wanted in about_questions.items():
         if wanted:
-            raise PlanError(
-                f"evaluation.{key}: a dual encoder sees a picture and is asked no question; leave it out."
-            )
+            raise PlanError(f"{key}: a dual encoder is asked no question and has no decoder; leave it out.")
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -146,5 +163,5 @@ def what_shapes_answers(spec: Model) -> Mapping[str, Any]:
     return {
         key: value
         for key, value in to_json(spec).items()
-        if key not in ("runtime", "graphs", "profiles", "max_context")
+        if key not in ("runtime", "graphs", "profiles", "max_context", "hidden")
     }

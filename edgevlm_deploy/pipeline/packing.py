@@ -11,6 +11,7 @@ from edgevlm_runner.contract import GENERATIVE
 from edgevlm_deploy import __version__, bundle
 from edgevlm_deploy.artifacts import stage
 from edgevlm_deploy.calibration import CalibrationSet
+from edgevlm_deploy.pipeline.certainty import Fitted
 from edgevlm_deploy.pipeline.data import Items, ReferenceAnswers
 from edgevlm_deploy.pipeline.job import Job, compilers
 
@@ -22,6 +23,7 @@ def bundle_folder(
     answers: ReferenceAnswers,
     exported: Path,
     provenance: bundle.Provenance,
+    fitted: Fitted,
 ) -> Path:
     """Folder of the bundle."""
     job.watch.begin("Bundle")
@@ -45,17 +47,19 @@ def bundle_folder(
             for module, wanted in job.plan.request.items()
         },
         provenance=provenance,
+        certainty=fitted.certainty,
+        selector=fitted.selector,
     )
 
     def write(folder: Path) -> None:
         bundle.write(parts, folder)
 
-    inputs = {"parts": _part_digests(parts), "exported": exported.name}
+    inputs = {"parts": _part_digests(parts), "exported": exported.name, "fitted": fitted.name}
     return stage(job.cache, "bundle", inputs, write)
 
 
 def provenance_of(
-    job: Job, calibrated: CalibrationSet, answers: ReferenceAnswers, exported: Path
+    job: Job, calibrated: CalibrationSet, answers: ReferenceAnswers, exported: Path, fitted: Fitted
 ) -> bundle.Provenance:
     model, recipe = job.source, job.plan.recipe
     return bundle.Provenance(
@@ -78,6 +82,7 @@ def provenance_of(
             "arithmetic": "float32 on the CPU, batched" + (", greedy" if model.kind == GENERATIVE else ""),
             "noise_floor": answers.noise_floor.model_dump(mode="json"),
         },
+        certainty=fitted.facts,
     )
 
 

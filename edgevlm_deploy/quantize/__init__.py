@@ -10,7 +10,7 @@ from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.request import ModuleRequest, Request, check_columns, resolve
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
-from edgevlm_deploy.recipe import Quantizer
+from edgevlm_deploy.recipe import ObserverName, Quantizer
 
 __all__ = [
     "Batch",
@@ -30,6 +30,7 @@ def quantize(
     request: Request,
     calibration_batches: Sequence[Batch],
     quantizer: Quantizer = Quantizer.NEURAL_COMPRESSOR,
+    observer: ObserverName = ObserverName.MINMAX,
 ) -> QuantizedModel:
     """Quantise a vision-language model.
 
@@ -38,6 +39,7 @@ def quantize(
     request: from `resolve`.
     calibration_batches: keyword arguments of the whole model's forward (input_ids, attention_mask [B, T],
         pixel_values, pixel_attention_mask); read several times. May be empty for weight-only rounding.
+    observer: how calibrated int8 inputs get their range; ModelOpt knows minmax alone.
 
     Raises PlanError when group sizes do not fit, DataError when calibration data is missing,
     MissingExtraError, and QuantizationError when the result is not what was asked for.
@@ -50,9 +52,9 @@ def quantize(
     _check_source(request, parameters)
     check_columns(request, {name: shapes[f"{name}.weight"][1] for name in request})
     if quantizer is Quantizer.NEURAL_COMPRESSOR:
-        from edgevlm_deploy.quantize import inc
+        from edgevlm_deploy.quantize import post_training
 
-        quantized = inc.quantize(model, request, calibration_batches)
+        quantized = post_training.quantize(model, request, calibration_batches, observer)
     else:
         from edgevlm_deploy.quantize import modelopt
 

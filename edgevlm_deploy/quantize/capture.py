@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 from edgevlm_deploy.errors import DataError
 
 Batch = Mapping[str, Any]
-"""Keyword arguments of the model's forward: input_ids and attention_mask [B, T], pixel_values, …"""
+"""Keyword arguments of the model's forward: input_ids and attention_mask [B, T], pixel_values, … and maybe
+`labels` [B, T], the answer's token ids and −100 elsewhere, which only algorithms that ask for them see."""
+
+LABELS = "labels"
+NO_LABEL = -100
 
 
 def samples(batches: Iterable[Batch]) -> Iterator[dict[str, Any]]:
@@ -21,9 +26,15 @@ def samples(batches: Iterable[Batch]) -> Iterator[dict[str, Any]]:
             raise DataError(f"A calibration batch needs input_ids and attention_mask, got {sorted(batch)}.")
         for row, mask in enumerate(batch["attention_mask"].bool()):
             sample = {key: value[row : row + 1] for key, value in batch.items()}
-            sample["input_ids"] = batch["input_ids"][row : row + 1, mask]
+            for key in {"input_ids", LABELS} & batch.keys():
+                sample[key] = batch[key][row : row + 1, mask]
             sample["attention_mask"] = torch.ones_like(sample["input_ids"])
             yield sample
+
+
+def without_labels(sample: Batch) -> dict[str, Any]:
+    """What the model's forward takes to answer; with labels it would compute a loss as well."""
+    return {key: value for key, value in sample.items() if key != LABELS}
 
 
 def run(model: Any, batches: Iterable[Batch]) -> int:
@@ -33,7 +44,7 @@ def run(model: Any, batches: Iterable[Batch]) -> int:
     count = 0
     with torch.no_grad():
         for sample in samples(batches):
-            model(**sample, use_cache=False)
+            model(**without_labels(sample), use_cache=False)
             count += 1
     if count == 0:
         raise DataError("The calibration set is empty; this algorithm needs at least one sample.")
@@ -44,18 +55,46 @@ def watch(model: Any, name: str, batches: Iterable[Batch], see: Callable[[dict[s
     """Call `see` with the tensor arguments of submodule `name`, by parameter name, at each of its calls."""
     import torch
 
-    module = model.get_submodule(name)
+    def see_tensors(arguments: dict[str, Any]) -> None:
+        see({key: value for key, value in arguments.items() if isinstance(value, torch.Tensor)})
+
+    with watching(model, [(name, see_tensors)]):
+        run(model, batches)
+
+
+def calls(model: Any, name: str, batches: Iterable[Batch]) -> list[dict[str, Any]]:
+    """All arguments of submodule `name`, by parameter name, at each of its calls."""
+    seen: list[dict[str, Any]] = []
+    with watching(model, [(name, seen.append)]):
+        run(model, batches)
+    return seen
+
+
+@contextlib.contextmanager
+def watching(model: Any, watched: Iterable[tuple[str, Callable[[dict[str, Any]], None]]]) -> Iterator[None]:
+    """While open, each function is called with all arguments of its submodule at each call."""
+    handles = []
+    for name, see in watched:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(_hook(module, see), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(module: Any, see: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
     signature = inspect.signature(module.forward)
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = signature.bind(*args, **kwargs).arguments
-        see({key: value for key, value in arguments.items() if isinstance(value, torch.Tensor)})
+        bound = signature.bind(*args, **kwargs).arguments
+        # What `**kwargs` took in goes back to where it came from.
+        rest = {one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD}
+        arguments = {key: value for key, value in bound.items() if key not in rest}
+        see({**arguments, **{key: value for name in rest for key, value in bound.get(name, {}).items()}})
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        run(model, batches)
-    finally:
-        handle.remove()
+    return hook
 
 
 def first_inputs(model: Any, name: str, batches: Iterable[Batch]) -> dict[str, Any]:

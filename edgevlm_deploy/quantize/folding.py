@@ -28,6 +28,12 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 _LAYER = re.compile(r"^(.*\blayers\.\d+)\.")
 
 
+def layer_of(name: str) -> str:
+    """The transformer layer that a module belongs to, e.g. `model.text_model.layers.0`; "" outside of all."""
+    match = _LAYER.match(name)
+    return match.group(1) if match else ""
+
+
 @dataclass(frozen=True)
 class Fold:
     source: str
@@ -37,7 +43,7 @@ class Fold:
 def folds(module_names: Iterable[str]) -> tuple[Fold, ...]:
     """Every place in a model where `RULES` apply, in the order of its layers."""
     names = dict.fromkeys(module_names)
-    layers = dict.fromkeys(match.group(1) for name in names if (match := _LAYER.match(name)))
+    layers = dict.fromkeys(filter(None, map(layer_of, names)))
     return tuple(
         Fold(f"{layer}.{source}", tuple(f"{layer}.{target}" for target in targets))
         for layer in layers

@@ -1,7 +1,7 @@
-"""Intel Neural Compressor: GPTQ, AWQ and static ranges. The only file that imports it.
+"""Intel Neural Compressor: GPTQ. The only file that imports it.
 
 It works on one stack of layers at a time, on a copy, fed with inputs that were captured while the whole
-model ran. Rounding to nearest needs no library and is done by `uniform`.
+model ran.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from numpy.typing import NDArray
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import QuantizationError
-from edgevlm_deploy.quantize import capture, folding, static_ranges
+from edgevlm_deploy.quantize import capture
 from edgevlm_deploy.quantize.capture import Batch
-from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
-from edgevlm_deploy.quantize.rounding import round_to_nearest, weight_of
-from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
+from edgevlm_deploy.quantize.rounding import weight_of
+from edgevlm_deploy.quantize.table import QuantizedLinear
 from edgevlm_deploy.quantize.uniform import exact_scale, quantize_symmetric, round_to_scale
-from edgevlm_deploy.recipe import Algorithm
 
 Floats = NDArray[np.float32]
 
@@ -37,30 +35,11 @@ _SMALLEST_COSINE = 0.5
 nothing of accuracy: 3 bits per channel still reach about 0.9."""
 
 
-def quantize(model: Any, request: Request, batches: Sequence[Batch]) -> QuantizedModel:
-    """Quantise `model` (a float32 copy, which is changed). See `edgevlm_deploy.quantize.quantize`."""
-    searched = {name: wanted for name, wanted in request.items() if wanted.algorithm is not Algorithm.RTN}
-    static = [name for name, wanted in request.items() if wanted.format.static_activation]
-    modules: dict[str, QuantizedLinear] = {}
-    changed: set[str] = set()
-    scales = static_scales(model, static, batches) if static else {}
-    if searched:
-        run = _gptq if next(iter(searched.values())).algorithm is Algorithm.GPTQ else _awq
-        modules, changed = run(model, searched, batches)
-    for name, wanted in request.items():
-        if name not in searched:
-            modules[name] = round_to_nearest(weight_of(model, name), wanted, scales.get(name))
-    in_table = {f"{name}.weight" for name in modules}
-    floats = {
-        name: model.get_parameter(name).detach().float().numpy().copy() for name in sorted(changed - in_table)
-    }
-    return QuantizedModel(QuantizedTable({name: modules[name] for name in request}), floats)
+def gptq(model: Any, request: Request, batches: Sequence[Batch]) -> dict[str, QuantizedLinear]:
+    """GPTQ keeps its integers; only the scales are rounded once more (by at most 2^−8 of themselves).
 
-
-def _gptq(
-    model: Any, request: Request, batches: Sequence[Batch]
-) -> tuple[dict[str, QuantizedLinear], set[str]]:
-    """GPTQ keeps its integers; only the scales are rounded once more (by at most 2^−8 of themselves)."""
+    Raises DataError without samples, QuantizationError when the library left a module out.
+    """
     root = capture.layer_stack(model, next(iter(request)))
     inputs = _stack_inputs(model, root, batches)
     stack = copy.deepcopy(model.get_submodule(root))
@@ -85,55 +64,7 @@ def _gptq(
         block = wanted.format.block(q.shape[1])
         optimised = QuantizedLinear(q, scale, None, wanted.format.bits, block).dequantize()
         modules[name] = _with_exact_scale(name, optimised, scale, wanted, weight_of(model, name))
-    return modules, set()
-
-
-def _awq(
-    model: Any, request: Request, batches: Sequence[Batch]
-) -> tuple[dict[str, QuantizedLinear], set[str]]:
-    """Take AWQ's folding scales and clipped ranges, fold `model` with them, and round its weights."""
-    root = capture.layer_stack(model, next(iter(request)))
-    inputs = _stack_inputs(model, root, batches)
-    stack = copy.deepcopy(model.get_submodule(root))
-    places = folding.folds(name for name, _ in stack.named_modules())
-    first_layer = places[0].source.partition(".0.")[0] + ".0." if places else ""
-    absorb = {
-        place.source.removeprefix(first_layer): [target.removeprefix(first_layer) for target in place.targets]
-        for place in places
-        if place.source.startswith(first_layer)
-    }
-    if not absorb:
-        raise QuantizationError(f"{root}: AWQ finds no norm to fold its scales into; use gptq or rtn.")
-    found: dict[tuple[str, ...], Any] = {}
-    with _library() as inc:
-        from neural_compressor.torch.algorithms.weight_only.awq import ActAwareWeightQuant
-
-        apply_scale = ActAwareWeightQuant.apply_scale
-
-        def record_scale(self: Any, scale_info: Mapping[tuple[str, ...], Any]) -> None:
-            found.update({targets: scale.clone() for targets, scale in scale_info.items()})
-            apply_scale(self, scale_info)
-
-        options = {"absorb_layer_dict": absorb, "folding": True}
-        with mock.patch.object(ActAwareWeightQuant, "apply_scale", record_scale):
-            stack = _convert(inc, inc.AWQConfig, options, stack, _inside(root, request), inputs)
-    changed: set[str] = set()
-    for place in places:
-        if place.targets in found:
-            whole = folding.Fold(f"{root}.{place.source}", tuple(f"{root}.{name}" for name in place.targets))
-            changed.update(folding.apply(model, whole, found.pop(place.targets)))
-    if found:
-        raise QuantizationError(f"AWQ scaled modules that no fold accounts for: {sorted(found)}.")
-    modules = {}
-    for name, (q, scale) in _unpacked(stack, root, request).items():
-        weight = weight_of(model, name)
-        modules[name] = _with_exact_scale(name, weight, scale, request[name], weight)
-        # Rounded scales move a weight across a rounding boundary now and then, never further.
-        columns = np.arange(q.shape[1]) // request[name].format.block(q.shape[1])
-        steps = np.abs(modules[name].q.astype(np.int16) - q)
-        if np.any((steps > 1) & ~_is_tiny(scale)[:, columns]):
-            raise QuantizationError(f"{name}: the folded weights do not give the integers that AWQ found.")
-    return modules, changed
+    return modules
 
 
 def _with_exact_scale(
@@ -185,18 +116,11 @@ def _convert(
             exactly = f"^{re.escape(name)}$"
             wanted = local.get(name)
             whole.set_local(exactly, config(wanted) if wanted else config_class(dtype="fp32", **options))
-    prepared = inc.prepare(stack, whole, example_inputs=_Movable(inputs[0]))
+    prepared = inc.prepare(stack, whole, example_inputs=inputs[0])
     with torch.no_grad():
         for arguments in inputs:
             prepared(**arguments)
     return inc.convert(prepared)
-
-
-class _Movable(dict[str, Any]):
-    """AWQ calls `.to(device)` on its example inputs, which a plain dict does not have."""
-
-    def to(self, device: Any) -> _Movable:
-        return self
 
 
 def _stack_inputs(model: Any, root: str, batches: Sequence[Batch]) -> list[dict[str, Any]]:
@@ -229,13 +153,11 @@ def _give_every_group_a_negative(weight: Any, wanted: ModuleRequest) -> None:
 
 def _unpacked(stack: Any, root: str, request: Request) -> dict[str, tuple[NDArray[np.int16], Floats]]:
     """Signed integers and fp16 scales (as float32) of every packed module, by their names in the model."""
-    from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear, MulLinear
+    from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
 
     found = {}
     for local, module in stack.named_modules():
         name = f"{root}.{local}"
-        if isinstance(module, MulLinear):
-            raise QuantizationError(f"{name}: AWQ left a multiplication that no exported graph would have.")
         if not isinstance(module, INCWeightOnlyLinear):
             continue
         wanted = request.get(name)
@@ -257,55 +179,6 @@ def _unpacked(stack: Any, root: str, request: Request) -> dict[str, tuple[NDArra
     if missing:
         raise QuantizationError(f"Neural Compressor left {len(missing)} modules untouched: {missing[0]}, …")
     return found
-
-
-def static_scales(model: Any, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, float]:
-    """Scale of each module's input, symmetric int8 per tensor, from the range over all samples.
-
-    Each stack of layers is exported on its own and watches along while the whole model runs, one picture
-    tile at a time, so that nothing is stored.
-    """
-    roots: dict[str, list[str]] = {}
-    for name in names:
-        roots.setdefault(capture.layer_stack(model, name), []).append(name)
-    scales: dict[str, float] = {}
-    for root, members in roots.items():
-        found = _static_scales_of(model, root, batches)
-        for name in members:
-            local = name.removeprefix(root).removeprefix(".")
-            if local not in found:
-                raise QuantizationError(f"{name}: Neural Compressor did not quantise its input.")
-            activation_scale, weight_scale = found[local]
-            static_ranges.check_same_weight(name, weight_of(model, name), weight_scale)
-            scales[name] = activation_scale
-    return scales
-
-
-def _static_scales_of(model: Any, root: str, batches: Sequence[Batch]) -> dict[str, tuple[float, Floats]]:
-    example = next(static_ranges.rows(capture.first_inputs(model, root, batches)))
-    with _library() as inc:
-        from neural_compressor.torch.export import export
-
-        exported = export(
-            static_ranges.positional(model.get_submodule(root), tuple(example)), tuple(example.values())
-        )
-        config = inc.StaticQuantConfig(act_dtype="int8", act_sym=True)
-        prepared = inc.prepare(exported, config)
-        static_ranges.watch_full_range(prepared)
-
-    def see(inputs: dict[str, Any]) -> None:
-        for row in static_ranges.rows(inputs):
-            shapes = {key: tuple(value.shape) for key, value in row.items()}
-            if shapes != {key: tuple(value.shape) for key, value in example.items()}:
-                raise QuantizationError(
-                    f"{root}: calibration pictures give inputs of different shapes, {shapes}; "
-                    "prepare them all with one tile size and no padding."
-                )
-            prepared(*row.values())
-
-    capture.watch(model, root, batches, see)
-    with _library() as inc:
-        return static_ranges.read_scales(inc.convert(prepared))
 
 
 @contextlib.contextmanager

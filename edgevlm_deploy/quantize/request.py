@@ -21,6 +21,12 @@ class ModuleRequest:
     """What the scheme means on the device that the plan is for."""
 
 
+DATA_FREE = frozenset({Algorithm.RTN, Algorithm.HQQ})
+"""They look at one weight matrix at a time, and at nothing else."""
+
+ACTIVATION_AWARE = frozenset({Algorithm.AWQ, Algorithm.MBQ})
+"""They search channel scales, and fold them into what precedes a layer."""
+
 Request = Mapping[str, ModuleRequest]
 """Module name in the source model → what is asked for. fp16 modules are not in it."""
 
@@ -69,20 +75,20 @@ def resolve(
             component,
             precision.scheme,
             precision.algorithm,
-            weight_format(precision.scheme, component, offered),
+            weight_format(precision, component, offered),
         )
         for name, (component, precision) in wishes.items()
         if precision.scheme in offered
     }
-    problems += _unsupported(request, quantizer)
+    problems += _unsupported(request, quantizer, backend)
     if problems:
         raise PlanError("The recipe's precision cannot be met:\n  " + "\n  ".join(problems))
     return request
 
 
 def check_columns(request: Request, columns: Mapping[str, int]) -> None:
-    """Groups that do not divide a module's K columns: rounding to nearest and GPTQ end with a short group.
-    AWQ's search cannot (it reshapes the matrix to rows of one group), and not every runtime stores one.
+    """Groups that do not divide a module's K columns: rounding, HQQ and GPTQ end with a short group.
+    AWQ's search does not (it reshapes the matrix to groups), and not every runtime stores one.
 
     Raises PlanError that names every such module.
     """
@@ -94,9 +100,9 @@ def check_columns(request: Request, columns: Mapping[str, int]) -> None:
         needs = f"groups of {group} need a multiple of that many columns, it has {columns[name]}"
         if wanted.format.whole_groups:
             problems.append(f"{name}: on this target {needs}. Override it with a per-channel scheme.")
-        elif wanted.algorithm is Algorithm.AWQ:
+        elif wanted.algorithm in ACTIVATION_AWARE:
             mending = "Override it with `algorithm: rtn` or a per-channel scheme."
-            problems.append(f"{name}: AWQ with {needs}. {mending}")
+            problems.append(f"{name}: {wanted.algorithm.value} with {needs}. {mending}")
     if problems:
         raise PlanError("Group sizes do not fit:\n  " + "\n  ".join(problems))
 
@@ -113,19 +119,17 @@ def _refused(
     ]
 
 
-def _unsupported(request: Request, quantizer: Quantizer) -> list[str]:
+def _unsupported(request: Request, quantizer: Quantizer, backend: Backend) -> list[str]:
     """One sentence per distinct (component, scheme, algorithm) that cannot be had."""
     reason = _neural_compressor_reason if quantizer is Quantizer.NEURAL_COMPRESSOR else _modelopt_reason
     problems = []
     for wanted in dict.fromkeys(request.values()):
-        sentence = _embedding_reason(wanted) or reason(wanted)
+        sentence = _embedding_reason(wanted) or _zero_point_reason(wanted, backend) or reason(wanted)
         if sentence:
             asked = f"{wanted.component.value} {wanted.scheme.value}/{wanted.algorithm.value}"
             problems.append(f"{asked}: {sentence}")
-    searched = {w.algorithm for w in request.values() if w.component is Component.DECODER} - {Algorithm.RTN}
-    if quantizer is Quantizer.NEURAL_COMPRESSOR and len(searched) > 1:
-        names = " and ".join(sorted(algorithm.value for algorithm in searched))
-        problems.append(f"decoder: {names} cannot be mixed in one decoder; keep one of them besides rtn.")
+    if {wanted.algorithm for wanted in request.values()} >= ACTIVATION_AWARE:
+        problems.append("decoder: awq and mbq cannot be mixed, both fold scales into the same norms.")
     return problems
 
 
@@ -136,9 +140,19 @@ def _embedding_reason(wanted: ModuleRequest) -> str:
     return ""
 
 
+def _zero_point_reason(wanted: ModuleRequest, backend: Backend) -> str:
+    if wanted.format.symmetric:
+        return ""
+    if backend is not Backend.ONNXRUNTIME:
+        return f"hqq gives zero-points, {backend.value} takes symmetric weights only; use gptq or rtn."
+    if wanted.format.static_activation:
+        return "hqq gives zero-points, int8 products take symmetric weights only; use rtn."
+    return ""
+
+
 def _neural_compressor_reason(wanted: ModuleRequest) -> str:
     if wanted.algorithm is Algorithm.SMOOTHQUANT:
-        return "smoothquant is offered by `quantizer: tensorrt`."
+        return _smoothquant_reason(wanted)
     if wanted.format.static_activation and wanted.component not in (
         Component.VISION_ENCODER,
         Component.TEXT_ENCODER,
@@ -150,20 +164,31 @@ def _neural_compressor_reason(wanted: ModuleRequest) -> str:
         )
     if wanted.algorithm is Algorithm.RTN:
         return ""
-    if wanted.component is not Component.DECODER:
-        return "gptq and awq are offered for the decoder; use rtn."
     if wanted.format.bits == 8:
         return "8-bit weights are rounded to nearest; use rtn."
-    if wanted.algorithm is Algorithm.AWQ and wanted.format.bits != 4:
-        return "Intel Neural Compressor's AWQ searches at 4 bits only; use gptq or rtn."
+    if wanted.algorithm is Algorithm.HQQ:
+        return ""
+    if wanted.component is not Component.DECODER:
+        return f"{wanted.algorithm.value} is offered for the decoder; use hqq or rtn."
     return ""
 
 
+_SMOOTHQUANT_FORMAT = (
+    "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime, tensorrt)."
+)
+
+
+def _smoothquant_reason(wanted: ModuleRequest) -> str:
+    if wanted.component is not Component.VISION_ENCODER:
+        return "smoothquant is offered for the vision encoder, or by `quantizer: tensorrt`."
+    return "" if wanted.format.static_activation else _SMOOTHQUANT_FORMAT
+
+
 def _modelopt_reason(wanted: ModuleRequest) -> str:
-    if wanted.algorithm is Algorithm.GPTQ:
-        return "gptq is offered by `quantizer: neural-compressor`."
+    if wanted.algorithm not in (Algorithm.RTN, Algorithm.AWQ, Algorithm.SMOOTHQUANT):
+        return f"{wanted.algorithm.value} is offered by `quantizer: neural-compressor`."
     if wanted.algorithm is Algorithm.SMOOTHQUANT and not wanted.format.static_activation:
-        return "smoothquant goes with w8a8 on a target whose inputs are calibrated (onnxruntime, tensorrt)."
+        return _SMOOTHQUANT_FORMAT
     if wanted.algorithm is Algorithm.AWQ and (wanted.format.bits != 4 or wanted.format.group is None):
         return "awq goes with 4-bit groups (w4a16_g32, w4a16_g64, w4a16_g128)."
     return ""

@@ -1,4 +1,4 @@
-"""Round to nearest for modules of a torch model: no calibration, one weight in memory at a time."""
+"""Algorithms that look at one weight matrix alone, for modules of a torch model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm_deploy.quantize import hqq
 from edgevlm_deploy.quantize.request import ModuleRequest
 from edgevlm_deploy.quantize.table import QuantizedLinear, StaticActivation
 from edgevlm_deploy.quantize.uniform import exact_scale, quantize_symmetric
+from edgevlm_deploy.recipe import Algorithm
 
 
 def weight_of(model: Any, name: str) -> NDArray[np.float32]:
     """float32 [N, K] of the linear layer or embedding `name`; shares memory with the model."""
     weight: NDArray[np.float32] = model.get_submodule(name).weight.detach().float().numpy()
     return weight
+
+
+def data_free(
+    weight: NDArray[np.float32], wanted: ModuleRequest, activation_scale: float | None = None
+) -> QuantizedLinear:
+    """weight [N, K], by the algorithm that is asked for: one of `request.DATA_FREE`."""
+    if wanted.algorithm is not Algorithm.HQQ:
+        return round_to_nearest(weight, wanted, activation_scale)
+    bits, block = wanted.format.bits, wanted.format.block(weight.shape[1])
+    q, scale, zero_point = hqq.quantize(weight, bits, block)
+    return QuantizedLinear(q, scale, zero_point, bits, block)
 
 
 def round_to_nearest(

@@ -7,11 +7,12 @@ backend and, for LiteRT, on the accelerator.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgevlm_deploy.errors import PlanError
-from edgevlm_deploy.recipe import Component, Scheme
+from edgevlm_deploy.recipe import Algorithm, Component, Precision, Scheme
 from edgevlm_deploy.target import Backend
 
 
@@ -22,6 +23,8 @@ class WeightFormat:
     bits: int
     group: int | None
     """Columns that share a scale; None is one scale per output channel (per row of an embedding)."""
+    symmetric: bool = True
+    """Else each scale has a zero-point."""
     static_activation: bool = False
     """int8 input with one calibrated scale per tensor."""
     whole_groups: bool = False
@@ -78,7 +81,8 @@ _EMBEDDING_FORMAT = WeightFormat(bits=8, group=None)
 
 
 def formats(backend: Backend, accelerator: str) -> Mapping[Scheme, WeightFormat]:
-    """Every scheme that the accelerator accepts, and what it means there. All formats are symmetric.
+    """Every scheme that the accelerator accepts, and what it means there. All formats are symmetric; only
+    ONNX Runtime takes zero-points, when an algorithm asks for them.
 
     `Scheme.FP16` has no format: such a module is not in the table.
     Raises PlanError for an accelerator that the backend does not have.
@@ -93,9 +97,10 @@ def formats(backend: Backend, accelerator: str) -> Mapping[Scheme, WeightFormat]
 
 
 def weight_format(
-    scheme: Scheme, component: Component, offered: Mapping[Scheme, WeightFormat]
+    precision: Precision, component: Component, offered: Mapping[Scheme, WeightFormat]
 ) -> WeightFormat:
     """An embedding has one scale per row on every device, because a lookup reads one row."""
-    if component is Component.EMBEDDING and scheme is Scheme.W8A16:
+    if component is Component.EMBEDDING and precision.scheme is Scheme.W8A16:
         return _EMBEDDING_FORMAT
-    return offered[scheme]
+    symmetric = precision.algorithm is not Algorithm.HQQ
+    return dataclasses.replace(offered[precision.scheme], symmetric=symmetric)

@@ -34,7 +34,7 @@ class QuantizedLinear:
     q           int8    [N, K]          signed storage when symmetric; 0 … 2^bits − 1 stored as
                                         uint8 when `zero_point` is given
     scale       float32 [N, K / block]  exactly representable in fp16 and bf16
-    zero_point  uint8   [N, K / block]  None when symmetric
+    zero_point  uint8 or float32 [N, K / block], multiples of 1/16 when float; None when symmetric
     block       K for per-channel, else the group size (the last group may be short)
     activation  None for weight-only schemes
     """

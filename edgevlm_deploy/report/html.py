@@ -116,12 +116,22 @@ def render(
             probe_bars=charts.interval_bars(_probe_drops(metrics)),
             reliability=_reliability(metrics),
             risk_curves=_risk_curves(metrics),
+            abstaining=outcome.abstaining(metrics),
+            selector=metrics.selector[-1] if metrics.selector else None,
+            selector_curves=_selector_curves(metrics),
             durations=_durations(evidence, verdict, bundle.model.kind),
             sizes=inventory.sizes(bundle),
             precision=inventory.precision(bundle),
             facts={
-                name: inventory.facts(bundle.manifest[name])
-                for name in ("verification", "quantization", "calibration", "reference", "source")
+                name: inventory.facts(bundle.manifest.get(name, {}))
+                for name in (
+                    "verification",
+                    "quantization",
+                    "calibration",
+                    "reference",
+                    "source",
+                    "certainty",
+                )
             },
             machine=inventory.facts({**evidence["machine"], **_board(evidence)}),
             packages=inventory.facts({**bundle.manifest["packages"], **evidence["runtime"]["versions"]}),
@@ -210,6 +220,14 @@ def _risk_curves(metrics: Metrics) -> charts.RiskCurves | None:
     """None in metrics from before there was selective prediction."""
     curves = {whose: one.curve for whose, one in metrics.selective.items()}
     return charts.risk_curves(curves, GATED_RISK) if curves else None
+
+
+def _selector_curves(metrics: Metrics) -> charts.RiskCurves | None:
+    """MaxProb in the reference's colour, the Selector in the artifact's; None without a Selector."""
+    if not metrics.selector:
+        return None
+    one = metrics.selector[-1]
+    return charts.risk_curves({"reference": one.max_prob.curve, "artifact": one.selector.curve}, GATED_RISK)
 
 
 @dataclass(frozen=True)

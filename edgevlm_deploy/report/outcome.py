@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgevlm_deploy.comparison import WHOLE, Compared, Differences
-from edgevlm_deploy.report.quantity import TITLES
+from edgevlm_deploy.metrics.selectors import EVERYTHING
+from edgevlm_deploy.metrics.tables import Gain, Metrics
+from edgevlm_deploy.report.quantity import TITLES, Unit, estimated, quantity
 from edgevlm_deploy.verdict import Outcome, Verdict
 
 
@@ -67,6 +69,35 @@ def throttling(evidence: Mapping[str, Any]) -> str:
     return (
         f"The machine throttled while it was measured ({', '.join(board['throttled_by'])}): "
         "its latency will not repeat. Cool it, check its power supply and mode, and validate again."
+    )
+
+
+def abstaining(metrics: Metrics) -> list[str]:
+    """What the bundle's own rule answers, and whether its Selector is worth its bytes; a sentence each."""
+    found = []
+    share, risk = metrics.estimates.get("answered_share"), metrics.estimates.get("answered_risk")
+    if share is not None and share.value is not None:
+        wrong = ""
+        if risk is not None and risk.value is not None:
+            wrong = f"; of these {estimated(risk, Unit.SHARE)} are wrong"
+        found.append(
+            f"By its own threshold the bundle answers {estimated(share, Unit.SHARE)} of the "
+            f"{share.n:,} {EVERYTHING} items{wrong}."
+        )
+    for one in metrics.selector[-1:]:
+        found += [_gained(gain, f"{one.n:,} {one.part} items") for gain in one.gains]
+    return found
+
+
+def _gained(one: Gain, items: str) -> str:
+    assert one.gain.low is not None and one.gain.high is not None
+    verdict = "beats MaxProb" if one.gain.low > 0 else "does worse than MaxProb"
+    if one.gain.low <= 0 <= one.gain.high:
+        verdict = "is not shown to beat MaxProb"
+    shares = [quantity(score.value, Unit.SHARE) for score in (one.selector, one.max_prob)]
+    return (
+        f"At {one.risk:.0%} wrong answers the Selector {verdict}: it answers {shares[0]} of the {items}, "
+        f"MaxProb {shares[1]}, a difference of {estimated(one.gain, Unit.POINTS)}."
     )
 
 

@@ -19,7 +19,7 @@ from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.report import inventory
 from edgevlm_deploy.report.gallery import DIRECTIONS
 from edgevlm_deploy.report.names import CATEGORIES
-from edgevlm_deploy.report.outcome import changes, comparability, headline, remarks, why
+from edgevlm_deploy.report.outcome import abstaining, changes, comparability, headline, remarks, why
 from edgevlm_deploy.report.quantity import Unit, estimated, limit, measured, quantity
 from edgevlm_deploy.verdict import GateResult, Outcome, Verdict
 
@@ -77,7 +77,8 @@ def verdict_table(validation: Validation) -> str:
         if gate.outcome is Outcome.SKIPPED and gate.explanation
     ]
     warnings = [Text(one, "yellow") for one in remarks(validation.evidence)]
-    return _rendered(table, Text(""), *skipped, sentence, *warnings, places)
+    withheld = [Text(one) for one in abstaining(validation.metrics)]
+    return _rendered(table, Text(""), *skipped, *withheld, sentence, *warnings, places)
 
 
 def _status(gate: GateResult) -> str:

@@ -48,6 +48,7 @@ def model_spec(source: SourceModel, recipe: Recipe, runtime: str, graphs: Mappin
         head_dim=architecture.head_dim,
         hidden_size=architecture.hidden_size,
         vocab_size=architecture.vocab_size,
+        hidden=recipe.has_selector,
     )
     _check_tokens(source, spec, tokenizer, on_device)
     return spec

@@ -4,7 +4,7 @@ Layout (manifest.json lists every file but itself, seal.json and evidence/ with 
 
     manifest.json   model.json      graphs/*.onnx        tokenizer/tokenizer.json
     items.jsonl     images/         reference.jsonl      gates.json  recipe.json  target.json
-    quantization.json               runner/edgevlm_runner/*.py
+    quantization.json               certainty.json       runner/edgevlm_runner/*.py
     seal.json       evidence/*      after verification; the seal names the manifest and the evidence
 
 Nothing in a bundle is executed or unpickled here, and nothing is used before its digest matched.
@@ -31,12 +31,20 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union, cast
 
-from edgevlm_runner.contract import FORMAT_VERSION, Item, Model, model_from_json, read_jsonl
+from edgevlm_runner.contract import (
+    FORMAT_VERSION,
+    Certainty,
+    Item,
+    Model,
+    from_json,
+    model_from_json,
+    read_jsonl,
+)
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.storage import fsync_directory, require_free, storage_errors, stream_digest
 
 MANIFEST, SEAL, EVIDENCE = "manifest.json", "seal.json", "evidence/"
-MODEL, ITEMS = "model.json", "items.jsonl"
+MODEL, ITEMS, CERTAINTY = "model.json", "items.jsonl", "certainty.json"
 MAX_JSON_BYTES = 64 << 20
 MAX_FILES = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
@@ -64,6 +72,7 @@ class Bundle:
     model: Model
     items: Tuple[Item, ...]
     seal: Optional[Mapping[str, Any]]
+    certainty: Certainty
 
     def path(self, name: str) -> Path:
         """Where a file that the manifest lists lies. Raises BundleError for any other name."""
@@ -361,14 +370,19 @@ def _bundle(root: Path, expected: _Expected) -> Bundle:
     for name in (MODEL, ITEMS):
         if name not in listed:
             raise BundleError(f"{root}: not a bundle of format {FORMAT_VERSION}, it has no {name}.")
+    certainty_json: Any = {}
     try:
         model_json = json.loads((root / MODEL).read_text(encoding="utf-8"))
+        if CERTAINTY in listed:  # bundles from before there was abstaining have none
+            certainty_json = json.loads((root / CERTAINTY).read_text(encoding="utf-8"))
         items = tuple(read_jsonl(root / ITEMS, Item))
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{root}: {MODEL} or {ITEMS} is not JSON ({error}).") from error
+        raise BundleError(f"{root}: {MODEL}, {ITEMS} or {CERTAINTY} is not JSON ({error}).") from error
     model = model_from_json(model_json, str(root / MODEL))
+    certainty = from_json(Certainty, certainty_json, str(root / CERTAINTY))
     used = [*model.graphs.values(), *(item.image for item in items if item.image)]
+    used += [certainty.graph] if certainty.graph else []
     unlisted = sorted({name for name in used if name not in listed})
     if unlisted:
-        raise BundleError(f"{root}: model or items use files that are not listed: {_some(unlisted)}.")
-    return Bundle(root, expected.manifest, expected.digest, model, items, expected.seal)
+        raise BundleError(f"{root}: it uses files that are not listed: {_some(unlisted)}.")
+    return Bundle(root, expected.manifest, expected.digest, model, items, expected.seal, certainty)

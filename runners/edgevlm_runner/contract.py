@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
-from pathlib import Path
 from typing import (
     Any,
     Dict,
-    Iterable,
-    Iterator,
-    List,
     Mapping,
     Optional,
     Sequence,
     Tuple,
     Type,
-    TypeVar,
     Union,
 )
 
 from edgevlm_runner.errors import BundleError
 
+# What is written here is read and written in one way; importers find both in this module.
+from edgevlm_runner.records import from_json as from_json
+from edgevlm_runner.records import read_jsonl as read_jsonl
+from edgevlm_runner.records import to_json as to_json
+from edgevlm_runner.records import write_jsonl as write_jsonl
+
 FORMAT_VERSION = 1
 CLEAN = "clean"
 TEMPERATURE = "temperature"
 """Condition of clean questions that only the temperature of the confidence is fitted on."""
-OOD = "ood"
-"""Condition of pictures that show none of a classifier's classes; no accuracy counts them."""
 PERTURBED = "perturbed:"
 """How conditions begin that should change no answer at all."""
 PARAPHRASE = "paraphrase"
@@ -49,9 +47,8 @@ GREY = "blind:grey"
 BACKGROUND = "background"
 """The clean question about a picture that differs in its background alone."""
 OOD = "ood"
-"""A question or picture from another distribution than the clean items'."""
-
-T = TypeVar("T")
+"""A question or picture from another distribution than the clean items'; of a classifier, one that shows none
+of its classes."""
 
 
 class Kind(str, enum.Enum):
@@ -145,8 +142,26 @@ class Answer:
     """Natural logarithm of each generated token's (or the class's) probability, as many as `token_ids`."""
     finished: bool
     """False when `max_new_tokens` ended the answer."""
+    selector: Optional[float] = None
+    """How right the bundle's Selector takes the answer to be, in [0, 1]; None without one."""
     scores: Tuple[float, ...] = ()
     """A dual encoder's cosines between the picture and each class, in the order of the classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Certainty:
+    """What a bundle does with how sure it is: its confidence is scaled, and it may abstain."""
+
+    temperature: float = 1.0
+    """Divides the log-odds of the confidence; 1 leaves it as it is."""
+    fitted_on: int = 0
+    """Held-out answers that gave the temperature; 0: they could give none."""
+    abstain: str = ""
+    """What decides whether it answers: "selector", "maxprob", or "" for always answering."""
+    threshold: Optional[float] = None
+    """It answers from this score on; None with `abstain`: never, no threshold kept the risk."""
+    graph: str = ""
+    """The Selector's path inside the bundle, "" without one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +199,21 @@ class PromptSpec:
     tokens_per_tile: int
 
 
+def kept_tokens(tokens: int, share: float) -> int:
+    """How many of `tokens` image tokens are left when a share of them is kept: at least one of any."""
+    return min(tokens, max(1, round(tokens * share)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """The decoder drops image tokens while it reads the prompt (FastV)."""
+
+    layer: int
+    """The first layer without them, counted from 0."""
+    keep: float
+    """Share of the prompt's image tokens that stay."""
+
+
 Profiles = Mapping[str, Sequence[Mapping[str, Sequence[Sequence[int]]]]]
 """component → optimisation profiles, each input name → smallest, usual and largest shape."""
 
@@ -214,6 +244,10 @@ class ModelSpec:
     vocab_size: int
     profiles: Profiles = dataclasses.field(default_factory=dict)
     """Ranges that engines are built for; empty for runtimes that build none."""
+    pruning: Optional[Pruning] = None
+    """None for decoders that see every token in every layer."""
+    hidden: bool = False
+    """Whether the decoder also gives the hidden state behind its logits, for a Selector."""
     kind: str = GENERATIVE
 
 
@@ -282,108 +316,3 @@ def model_from_json(data: Any, where: str) -> Model:
     if not isinstance(kind, str) or kind not in kinds:
         raise BundleError(f"{where}: a model of kind {kind!r}; this edgevlm knows {', '.join(kinds)}.")
     return from_json(kinds[kind], data, where)
-
-
-def to_json(value: Any) -> Any:
-    """A frozen dataclass as plain JSON types (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))
-
-
-def from_json(cls: Type[T], data: Any, where: str) -> T:
-    """Build `cls` from parsed JSON; `where` names the file for the error message.
-
-    A field with a default may be missing. Raises BundleError on other missing, unknown or mistyped keys.
-    """
-    if not isinstance(data, dict):
-        raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    unknown, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
-    if unknown or missing:
-        raise BundleError(
-            f"{where}: {cls.__name__} has unknown keys {unknown} and lacks {missing}. "
-            "The bundle was written by another version of edgevlm; compile it again."
-        )
-    nested = _NESTED.get(cls, {})
-    values: Dict[str, Any] = {}
-    for name, value in data.items():
-        if name in nested:
-            value = from_json(nested[name], value, where)
-        elif isinstance(value, list):
-            value = tuple(value)
-        _check_type(str(fields[name].type), value, f"{where}: {cls.__name__}.{name}")
-        if name == "profiles":
-            _check_profiles(value, f"{where}: {cls.__name__}.{name}")
-        values[name] = value
-    return cls(**values)
-
-
-_NESTED: Dict[Any, Dict[str, Any]] = {
-    ModelSpec: {"image": ImageSpec, "prompt": PromptSpec},
-    DualEncoderSpec: {"image": FrameSpec, "text": TextSpec},
-}
-_TYPES: Dict[str, Tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "Optional[int]": (int, type(None)),
-}
-
-
-def _check_type(annotation: str, value: Any, where: str) -> None:
-    """Scalars are checked one by one, sequences element by element; bool is no int here."""
-    if annotation.startswith("Tuple["):
-        element = annotation[len("Tuple[") :].split(",")[0]
-        if not isinstance(value, tuple):
-            raise BundleError(f"{where}: expected a list, got {type(value).__name__}.")
-        for one in value:
-            _check_type(element, one, where)
-        return
-    expected = _TYPES.get(annotation)
-    if expected is None:
-        return
-    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        raise BundleError(f"{where}: expected {annotation}, got {value!r}.")
-
-
-def _check_profiles(value: Any, where: str) -> None:
-    shapes = [
-        shape
-        for profiles in (value.values() if isinstance(value, dict) else [None])
-        for profile in (profiles if isinstance(profiles, list) else [None])
-        for three in (profile.values() if isinstance(profile, dict) else [None])
-        for shape in (three if isinstance(three, list) and len(three) == 3 else [None])
-    ]
-    for shape in shapes:
-        if not isinstance(shape, list) or any(type(size) is not int for size in shape):
-            raise BundleError(
-                f"{where}: expected component → list of profiles, each input → three lists of sizes."
-            )
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """One JSON object a line, keys in field order, UTF-8, newline at the end of each line."""
-    with open(path, "w", encoding="utf-8", newline="\n") as out:
-        for row in rows:
-            out.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
-
-
-def read_jsonl(path: Path, cls: Type[T]) -> List[T]:
-    """Read what `write_jsonl` wrote. Raises BundleError with file and line number."""
-    return list(_iter_jsonl(path, cls))
-
-
-def _iter_jsonl(path: Path, cls: Type[T]) -> Iterator[T]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: cannot be read ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BundleError(f"{path}:{number}: not JSON ({error}).") from error
-        yield from_json(cls, data, f"{path}:{number}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import ExecutionError, PromptError
-from edgevlm_runner.runtimes import Runtime
+from edgevlm_runner.runtimes import PruningRuntime, Runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Generation:
     prompt_tokens: int
     """Tokens of the prompt, image tokens included."""
     timings: Timings
+    pooled: Optional[np.ndarray] = None
+    """What a Selector looks at besides the probability, float32 [3 D]; only of graphs with `hidden`."""
 
 
 def generate(
@@ -84,9 +86,13 @@ def stream(
     start = time.perf_counter()
     features = None if pixel_values is None else runtime.encode_image(pixel_values)
     seen = time.perf_counter()
-    embeds = splice(runtime.embed(input_ids), features, input_ids, spec)
+    words = runtime.embed(input_ids)
     runtime.reset()
-    token, logprob = greedy(runtime.step(embeds))
+    embeds = splice(words, features, input_ids, spec)
+    token, logprob = greedy(prefill(runtime, spec, embeds, input_ids))
+    pooled = (
+        pool(features, words[input_ids != spec.image_token_id], runtime.hidden()) if spec.hidden else None
+    )
     prefilled = time.perf_counter()
     ids, logprobs, steps = [token], [logprob], []
     yield Token(token, logprob, prefilled - start)
@@ -103,6 +109,7 @@ def stream(
         finished=token in spec.eos_token_ids,
         prompt_tokens=int(input_ids.shape[1]),
         timings=Timings(seen - start, prefilled - seen, tuple(steps)),
+        pooled=pooled,
     )
 
 
@@ -127,6 +134,18 @@ def check_prompt(spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids:
         )
 
 
+def prefill(runtime: Runtime, spec: ModelSpec, embeds: np.ndarray, input_ids: np.ndarray) -> np.ndarray:
+    """Read the prompt, float32 [1, T, D] of int64 [1, T], into an empty context → logits float32 [V].
+
+    Raises ExecutionError when the decoder is to drop image tokens and the runtime cannot.
+    """
+    if spec.pruning is None:
+        return runtime.step(embeds)
+    if not isinstance(runtime, PruningRuntime):
+        raise ExecutionError(f"{spec.runtime} has no decoder that drops image tokens; compile without fastv.")
+    return runtime.read_prompt(embeds, input_ids == spec.image_token_id)
+
+
 def splice(
     embeds: np.ndarray, features: Optional[np.ndarray], input_ids: np.ndarray, spec: ModelSpec
 ) -> np.ndarray:
@@ -146,6 +165,18 @@ def splice(
     spliced: np.ndarray = embeds.copy()
     spliced[places] = rows
     return spliced
+
+
+def pool(features: Optional[np.ndarray], words: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """float32 [3 D]: the largest of each image feature and of each feature of the prompt's words, and the
+    hidden state behind the first answer token. Zeros stand for the picture of a question without one.
+
+    features [tiles, tokens per tile, D] or None, words [T, D], hidden [D]. After the Selector of Whitehead et
+    al., "Reliable Visual Question Answering", ECCV 2022.
+    """
+    seen = np.zeros_like(hidden) if features is None else features.reshape(-1, features.shape[-1]).max(axis=0)
+    read = words.max(axis=0) if len(words) else np.zeros_like(hidden)
+    return np.concatenate([seen, read, hidden]).astype(np.float32)
 
 
 def greedy(logits: np.ndarray) -> Tuple[int, float]:

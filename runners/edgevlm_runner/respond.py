@@ -14,7 +14,7 @@ from typing import Callable, List, Optional, Sequence, Tuple, Type, Union
 import numpy as np
 from PIL import Image
 
-from edgevlm_runner import runtimes
+from edgevlm_runner import abstain, runtimes
 from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import Answer, DualEncoderSpec, Item, ModelSpec
 from edgevlm_runner.errors import BundleError
@@ -44,7 +44,11 @@ class Reply:
     per_token_ms: Tuple[float, ...]
     """Each token after the first."""
     latency_ms: float
-    """From the encoded picture file to the last token."""
+    """From the encoded picture file to the last token, and to the Selector's score where there is one."""
+    selector: Optional[float] = None
+    """How right the Selector takes the answer to be, in [0, 1]; None without one."""
+    abstained: bool = False
+    """Whether the bundle withholds this answer."""
     scores: Tuple[float, ...] = ()
     """As `Answer.scores`."""
 
@@ -97,6 +101,9 @@ class Respondent(_Loaded):
         assert isinstance(bundle.model, ModelSpec)
         self._spec = bundle.model
         self.runtime = runtimes.load(bundle.root, self._spec, self.threads, self._accelerator, emulate)
+        self._selector: Optional[abstain.Selector] = None
+        if bundle.certainty.graph:
+            self._selector = abstain.load(bundle.path(bundle.certainty.graph), bundle.model.runtime)
 
     def __enter__(self) -> Respondent:
         return self
@@ -121,7 +128,8 @@ class Respondent(_Loaded):
         began = time.perf_counter()
         inputs = from_item(item, self._bundle.root, self._seed, self._spec, self._tokenizer)
         reply = self._reply(inputs, began, lambda _: None)
-        return Answer(item.id, reply.text, reply.token_ids, reply.token_logprobs, reply.finished), reply
+        said = (reply.text, reply.token_ids, reply.token_logprobs, reply.finished, reply.selector)
+        return Answer(item.id, *said), reply
 
     def _reply(self, inputs: Inputs, began: float, on_text: Callable[[str], None]) -> Reply:
         spec = self._spec
@@ -138,6 +146,9 @@ class Respondent(_Loaded):
             shown = self._show(tokens, shown, on_text)
         times = made.timings
         first_ms = preprocess_ms + 1e3 * times.time_to_first_token_seconds
+        before = time.perf_counter()
+        selector = self._judged(made)
+        selecting_ms = 1e3 * (time.perf_counter() - before)
         return Reply(
             text=self._tokenizer.decode(tokens, skip_special_tokens=True).strip(),
             token_ids=made.token_ids,
@@ -147,8 +158,21 @@ class Respondent(_Loaded):
             vision_ms=1e3 * times.vision_seconds,
             time_to_first_token_ms=first_ms,
             per_token_ms=tuple(1e3 * one for one in times.token_seconds),
-            latency_ms=preprocess_ms + 1e3 * times.total_seconds,
+            latency_ms=preprocess_ms + 1e3 * times.total_seconds + selecting_ms,
+            selector=selector,
+            abstained=abstain.abstains(self._bundle.certainty, made.token_logprobs, selector),
         )
+
+    def _judged(self, made: Generation) -> Optional[float]:
+        """The Selector's score of an answer."""
+        if self._selector is None:
+            return None
+        if made.pooled is None:
+            raise BundleError(
+                f"{self._bundle.root}: has a selector, but its decoder gives no hidden "
+                "state. Compile it again."
+            )
+        return self._selector(abstain.features(made.pooled, made.token_logprobs))
 
     def _show(self, tokens: List[int], shown: str, on_text: Callable[[str], None]) -> str:
         """The text so far. A character may span tokens, so a cut one waits for its rest."""
@@ -204,8 +228,8 @@ class ZeroShot(_Loaded):
         if picture is None:
             raise BundleError(f"item {item.id} has no picture to classify. Compile the bundle again.")
         reply = self._reply(picture, began)
-        answer = Answer(item.id, reply.text, reply.token_ids, reply.token_logprobs, True, reply.scores)
-        return answer, reply
+        said = (reply.text, reply.token_ids, reply.token_logprobs, reply.finished)
+        return Answer(item.id, *said, scores=reply.scores), reply
 
     def _embed(self, classes: Sequence[str]) -> np.ndarray:
         return embed_classes(self.runtime.encode_text, classes, self._spec.text, self._tokenizer)
@@ -227,5 +251,6 @@ class ZeroShot(_Loaded):
             time_to_first_token_ms=latency_ms,
             per_token_ms=(),
             latency_ms=latency_ms,
+            abstained=abstain.abstains(self._bundle.certainty, (choice.log_probability,), None),
             scores=choice.scores,
         )

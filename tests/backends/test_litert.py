@@ -39,6 +39,7 @@ def test_float_graphs_agree_with_torch(reference: Any, litert_files: Files, samp
     assert (found.samples, found.tokens) == (3, 3 * 32)
     for difference in (found.vision_difference, found.embedding_difference, found.logits_difference):
         assert 0 <= difference <= 1e-4
+    assert found.hidden_difference is not None and found.hidden_difference <= 1e-4
     assert 1e-4 < found.shipped_logits_difference < 0.1
     assert 0 <= found.shipped_tokens_equal <= 1
 

@@ -62,7 +62,9 @@ def test_every_module_is_quantised_and_nothing_else(
         for node in graph.load(compiled.root / path).graph:
             module = graph.module_of(node)
             if node.op_type in ("MatMul", "Gemm", "MatMulNBits", "MatMulIntegerToFloat"):
-                assert module is not None
+                if module is None:  # what zero-points with fractions need beside their product
+                    assert node.name.endswith(("/block_sums", "/remainder"))
+                    continue
                 operators[module] = node.op_type
     assert operators.pop("model.text_model.layers.0.self_attn.q_proj") == "MatMulNBits"
     assert operators.pop("model.connector.modality_projection.proj") == "MatMulIntegerToFloat"

@@ -39,6 +39,8 @@ CASES = {
     "orin-jetpack7 11.1": "smoothquant",
 }
 """Target, and another release than its own → precision; together every form that a graph can take."""
+WITH_HIDDEN = ("xavier-nx", "orin", "orin-jetpack7")
+"""Fp32, fp16 and the cache that is updated in place; the others' decoders give logits alone."""
 
 
 def table_of(precision: str, load_source: Callable[[], Any]) -> QuantizedTable:
@@ -88,7 +90,7 @@ def case(
     if release:
         target = target.model_copy(update={"software": {**target.software, "tensorrt": release}})
     table = table_of(CASES[request.param], load_source)
-    made = dataclasses.replace(spec, runtime="tensorrt")
+    made = dataclasses.replace(spec, runtime="tensorrt", hidden=request.param in WITH_HIDDEN)
     made = dataclasses.replace(made, profiles=tensorrt.profiles(target, made, None, None))
     root = tmp_path_factory.mktemp(name)
     plan = Plan(resources.recipe(target.recipe), target, {})
@@ -102,6 +104,8 @@ def test_the_graphs_compute_what_was_quantised(case: Case) -> None:
     for name in ("vision_difference", "embedding_difference", "logits_difference"):
         assert 0 <= found[name] <= 1e-5
     assert found["tokens"] == 3 * 32
+    assert found.get("hidden_difference", 0.0) <= 1e-5
+    assert ("hidden_difference" in found) == case.spec.hidden
     assert found["exact_modules"] == len(case.table)
     assert found["exact_integers"] == sum(linear.q.size for linear in case.table.values())
 
@@ -123,6 +127,7 @@ def test_strongly_typed_graphs_hold_fp16(case: Case) -> None:
     types = {value.name: value.dtype for value in (*decoder.inputs, *decoder.outputs)}
     assert types["inputs_embeds"] == types["past_key.0"] == types["mask"] == wanted
     assert types["logits"] == ir.DataType.FLOAT
+    assert types.get("hidden") == (ir.DataType.FLOAT if case.spec.hidden else None)
     assert types["position_ids"] == ir.DataType.INT32
 
 

@@ -85,6 +85,10 @@ def test_a_batch_is_what_the_model_takes(tmp_path: Path, spec: ModelSpec, tokeni
     assert (with_image["input_ids"] == spec.image_token_id).sum() == TOKENS_PER_TILE
     text = tokenizer.decode(text_only["input_ids"][0].tolist(), skip_special_tokens=False)
     assert text == "User: Who?<end>\nAssistant: me<end>"
+    for batch in (with_image, text_only):
+        answer = batch["input_ids"][batch["labels"] != -100]
+        assert tokenizer.decode(answer.tolist(), skip_special_tokens=False) == " me<end>"
+        assert torch.equal(batch["labels"][0, -len(answer) :], answer)
     assert made[-1].keys() == made[1].keys()
     assert [batch.keys() for batch in made[:]] == [batch.keys() for batch in made]
 
@@ -95,6 +99,7 @@ def test_without_a_known_answer_the_prompt_ends_the_batch(
     for batch in batched(tmp_path, spec, tokenizer, ""):
         text = tokenizer.decode(batch["input_ids"][0].tolist(), skip_special_tokens=False)
         assert text.endswith("Assistant:")
+        assert torch.all(batch["labels"] == -100)
 
 
 def test_a_sample_that_is_longer_than_the_context(

@@ -20,7 +20,7 @@ from edgevlm_deploy.demo.dataset import samples as demo_samples
 from edgevlm_deploy.demo.questions import KINDS
 from edgevlm_deploy.demo.scenes import Split
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.recipe import Calibration, Mixture
+from edgevlm_deploy.recipe import Calibration, Composition, Mixture
 
 MIXTURE = Mixture(clean=0.5, dark=0.2, grey=0.2, noise=0.1)
 
@@ -159,3 +159,28 @@ def test_the_commonest_answer_is_kept() -> None:
     assert commonest(("two", "2", "2", "two", "3")) == "two"
     assert commonest(()) == ""
     assert {"answer", "content"} <= set(Row.__dataclass_fields__)
+
+
+def test_compositions_show_a_part_of_each_sample(samples: tuple[Sample, ...], tmp_path: Path) -> None:
+    both, text, image = (
+        build(samples, Calibration(samples=12, composition=one), tmp_path / one.value) for one in Composition
+    )
+    assert len({one.digest for one in (both, text, image)}) == 3
+    for shown, words, picture in zip(both.rows, text.rows, image.rows, strict=True):
+        assert shown.sample_id == words.sample_id == picture.sample_id
+        assert (words.image, words.prompt, words.answer) == ("", shown.prompt, shown.answer)
+        assert (picture.image, picture.prompt, picture.answer) == (shown.image, "", "")
+        # What the questions are about must not be evaluated on either.
+        assert shown.source_image_id == words.source_image_id == picture.source_image_id != ""
+    assert load(tmp_path / "text_only") == text and text.composition == {}
+
+
+def test_pictures_alone_need_pictures(tmp_path: Path) -> None:
+    sample = Sample("a", "", None, "", "Who?", ("me",))
+    with pytest.raises(DataError, match="sample a has no picture"):
+        build([sample], Calibration(samples=1, composition=Composition.IMAGE_ONLY), tmp_path)
+
+
+def test_text_alone_has_no_pictures_to_mix() -> None:
+    with pytest.raises(ValueError, match="text_only shows no pictures"):
+        Calibration(composition=Composition.TEXT_ONLY, mixture=Mixture(clean=0.5, dark=0.5))

@@ -13,7 +13,7 @@ from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
 from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy.backends import CompiledGraphs, onnxruntime
-from edgevlm_deploy.quantize import uniform
+from edgevlm_deploy.quantize import hqq, uniform
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
 
@@ -123,6 +123,11 @@ def asymmetric(weight: np.ndarray, bits: int, block: int) -> QuantizedLinear:
     return QuantizedLinear(q, scale, zero_point, bits, block)
 
 
+def half_quadratic(weight: np.ndarray, bits: int, block: int) -> QuantizedLinear:
+    q, scale, zero_point = hqq.quantize(weight, bits, block)
+    return QuantizedLinear(q, scale, zero_point, bits, block)
+
+
 @pytest.fixture(scope="session")
 def table(load_source: Callable[[], Any]) -> QuantizedTable:
     """Every form that a table can take: w8a8 vision, int8 embedding and head, 8, 4 and 3 bits between."""
@@ -140,12 +145,16 @@ def table(load_source: Callable[[], Any]) -> QuantizedTable:
             modules[name] = round_to_nearest(weight, 8, 32)
         elif "q_proj" in name:
             modules[name] = asymmetric(weight, 4, 32)
+        elif "k_proj" in name:
+            modules[name] = half_quadratic(weight, 4, 32)
+        elif "v_proj" in name:
+            modules[name] = half_quadratic(weight, 3, 64)
         elif "gate_proj" in name:
             modules[name] = round_to_nearest(weight, 3, None)
         elif "up_proj" in name:
             modules[name] = asymmetric(weight, 8, 16)
         elif "down_proj" in name:
-            modules[name] = round_to_nearest(weight, 4, None)
+            modules[name] = half_quadratic(weight, 4, 32)
         else:
             modules[name] = round_to_nearest(weight, 4, 64)
     return QuantizedTable(modules)

@@ -20,7 +20,7 @@ from edgevlm_deploy.export.passes import (
     rms_norm,
     strip_traces,
 )
-from edgevlm_deploy.quantize import uniform
+from edgevlm_deploy.quantize import hqq, uniform
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
 
 RNG = np.random.default_rng(0)
@@ -76,6 +76,17 @@ def test_weight_only_product_equals_the_dequantised_one() -> None:
     assert matmul_nbits.quantize_weights(model, QuantizedTable({"layer": linear}), 1) == {"layer"}
     np.testing.assert_allclose(run(model, x=x), x @ linear.dequantize().T + bias, rtol=1e-5, atol=1e-5)
     assert matmul_nbits.set_accuracy_level(model, 4) == 1
+
+
+@pytest.mark.parametrize(("bits", "columns", "block"), [(4, 64, 32), (3, 96, 96), (4, 104, 32), (4, 96, 48)])
+def test_fractions_of_zero_points_are_added(bits: int, columns: int, block: int) -> None:
+    weight, bias, x = floats(8, columns), floats(8), floats(3, columns)
+    linear = QuantizedLinear(*hqq.quantize(weight, bits, block), bits, block)
+    model = linear_graph(weight, bias)
+    assert matmul_nbits.quantize_weights(model, QuantizedTable({"layer": linear}), 1) == {"layer"}
+    np.testing.assert_allclose(run(model, x=x), x @ linear.dequantize().T + bias, rtol=1e-5, atol=2e-5)
+    rest = model.graph.initializers["layer.weight_remainder"].const_value.numpy()
+    assert rest.any() and np.array_equal(rest.astype(np.float16), rest), "not exact in 16 bits"
 
 
 def test_static_product_equals_integer_arithmetic() -> None:

@@ -17,7 +17,7 @@ from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, Stati
 LAYER = "model.text_model.layers.0"
 SYMMETRIC = f"{LAYER}.self_attn.o_proj"
 ASYMMETRIC = f"{LAYER}.self_attn.q_proj"
-PER_CHANNEL = f"{LAYER}.mlp.down_proj"
+FRACTIONS = f"{LAYER}.mlp.down_proj"
 THREE_BITS = f"{LAYER}.mlp.gate_proj"
 STATIC = "model.vision_model.encoder.layers.0.self_attn.k_proj"
 EMBEDDING = "model.text_model.embed_tokens"
@@ -40,7 +40,7 @@ def one_more(array: np.ndarray, dtype: type) -> np.ndarray:
     return changed.astype(dtype)
 
 
-@pytest.mark.parametrize("module", [SYMMETRIC, ASYMMETRIC, PER_CHANNEL, THREE_BITS, STATIC, EMBEDDING])
+@pytest.mark.parametrize("module", [SYMMETRIC, ASYMMETRIC, FRACTIONS, THREE_BITS, STATIC, EMBEDDING])
 def test_accepts_what_was_written_and_refuses_other_numbers(
     compiled: Any, table: QuantizedTable, spec: ModelSpec, module: str
 ) -> None:
@@ -63,6 +63,17 @@ def test_zero_points_are_compared(compiled: Any, table: QuantizedTable, spec: Mo
         readback.check(
             compiled.root / spec.graphs["decoder"], QuantizedTable({ASYMMETRIC: changed}), [ASYMMETRIC]
         )
+
+
+def test_fractions_of_zero_points_are_compared(compiled: Any, table: QuantizedTable, spec: ModelSpec) -> None:
+    linear, path = table[FRACTIONS], compiled.root / spec.graphs["decoder"]
+    assert linear.zero_point is not None and np.any(linear.zero_point != np.rint(linear.zero_point))
+    nudged = linear.zero_point.copy()
+    nudged[0, 0] += 1 / 16 if np.rint(nudged[0, 0] + 1 / 16) == np.rint(nudged[0, 0]) else -1 / 16
+    for changed in (nudged, np.rint(linear.zero_point).astype(np.uint8)):
+        other = QuantizedTable({FRACTIONS: differ(linear, zero_point=changed)})
+        with pytest.raises(ExportError, match="fractions of zero points"):
+            readback.check(path, other, [FRACTIONS])
 
 
 @pytest.mark.parametrize("activation", [None, StaticActivation(2.0**-5, 0), StaticActivation(2.0**-6, 1)])

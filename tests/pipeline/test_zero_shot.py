@@ -155,7 +155,7 @@ def test_mistakes_are_sentences(checkpoint: Path, data: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="the same words"):
         pipeline.compile(order(checkpoint, data, tmp_path, alike), Silent())
     reworded = RECIPE.replace("corruptions: [gaussian_noise]", "perturbations: [paraphrase]")
-    with pytest.raises(PlanError, match="perturbations: paraphrase: a dual encoder sees a picture"):
+    with pytest.raises(PlanError, match="perturbations: paraphrase: a dual encoder is asked no question"):
         pipeline.compile(order(checkpoint, data, tmp_path, reworded), Silent())
     decoder = RECIPE.replace("text_encoder:", "decoder:")
     with pytest.raises(PlanError, match=r"components\.decoder: this model has no such component"):

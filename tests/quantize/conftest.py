@@ -130,3 +130,20 @@ def modules(float_model: Any) -> dict[str, list[str]]:
         for component, prefix in prefixes.items()
     }
     return {**found, Component.EMBEDDING.value: ["model.text_model.embed_tokens"]}
+
+
+@pytest.fixture(scope="session")
+def correlated_model(float_model: Any) -> Any:
+    """Embeddings of rank 8 plus a little noise, and a few loud channels: what GPTQ and AWQ are for."""
+    model = copy.deepcopy(float_model)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in (model.model.text_model.embed_tokens.weight,):
+            low_rank = torch.randn(weight.shape[0], 8, generator=generator) @ torch.randn(
+                8, weight.shape[1], generator=generator
+            )
+            weight.copy_(low_rank + 0.05 * torch.randn(weight.shape, generator=generator))
+        for layer in model.model.text_model.layers:
+            layer.input_layernorm.weight[:4] *= 15
+            layer.post_attention_layernorm.weight[:4] *= 15
+    return model

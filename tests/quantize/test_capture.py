@@ -15,7 +15,9 @@ def test_padded_batches_become_samples_without_padding(batch_of: Any, float_mode
     short, long = batch_of(1, text_tokens=5), batch_of(2, text_tokens=9)
     padding = long["input_ids"].shape[1] - short["input_ids"].shape[1]
     padded = {key: torch.cat([short[key], long[key]]) for key in ("pixel_values", "pixel_attention_mask")}
-    for key in ("input_ids", "attention_mask"):
+    for one in (short, long):
+        one["labels"] = torch.where(one["input_ids"] % 2 == 0, one["input_ids"], -100)
+    for key in ("input_ids", "attention_mask", "labels"):
         left = torch.cat([torch.zeros(1, padding, dtype=torch.long), short[key]], dim=1)
         padded[key] = torch.cat([left, long[key]])
     first, second = capture.samples([padded])
@@ -23,6 +25,8 @@ def test_padded_batches_become_samples_without_padding(batch_of: Any, float_mode
         assert sorted(sample) == sorted(original)
         assert all(torch.equal(sample[key], original[key]) for key in original)
     assert capture.run(float_model, [padded]) == 2
+    (call,) = capture.calls(float_model, "model.text_model", [short])
+    assert call["use_cache"] is False and call["inputs_embeds"].shape[1] == short["input_ids"].shape[1]
 
 
 def test_watch_names_arguments_and_leaves_no_hook(float_model: Any, batches: Any) -> None:

@@ -40,23 +40,6 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).detach().norm() / expected.detach().norm())
 
 
-@pytest.fixture(scope="module")
-def correlated_model(float_model: Any) -> Any:
-    """Embeddings of rank 8 plus a little noise, and a few loud channels: what GPTQ and AWQ are for."""
-    model = copy.deepcopy(float_model)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for weight in (model.model.text_model.embed_tokens.weight,):
-            low_rank = torch.randn(weight.shape[0], 8, generator=generator) @ torch.randn(
-                8, weight.shape[1], generator=generator
-            )
-            weight.copy_(low_rank + 0.05 * torch.randn(weight.shape, generator=generator))
-        for layer in model.model.text_model.layers:
-            layer.input_layernorm.weight[:4] *= 15
-            layer.post_attention_layernorm.weight[:4] *= 15
-    return model
-
-
 @pytest.mark.parametrize("scheme", [Scheme.W4A16_G32, Scheme.W3A16_CHANNEL])
 def test_gptq_beats_rounding_after_scales_were_rounded(
     correlated_model: Any, batches: Any, modules: Any, scheme: Scheme
@@ -79,44 +62,6 @@ def test_gptq_beats_rounding_after_scales_were_rounded(
     assert all(g < 0.7 * r for g, r in zip(errors[Algorithm.GPTQ], errors[Algorithm.RTN], strict=True)), (
         errors
     )
-
-
-def test_awq_beats_rounding_with_loud_channels(correlated_model: Any, batches: Any, modules: Any) -> None:
-    expected = logits(correlated_model, batches)
-    errors = {}
-    for algorithm in (Algorithm.RTN, Algorithm.AWQ):
-        request = resolve(decoder(Scheme.W4A16_G32, algorithm), (), modules, INC)
-        quantized = quantize(lambda: copy.deepcopy(correlated_model), request, batches)
-        fake = fakequant.apply(copy.deepcopy(correlated_model), quantized)
-        errors[algorithm] = relative_error(logits(fake, batches), expected)
-    assert errors[Algorithm.AWQ] < 0.9 * errors[Algorithm.RTN], errors
-
-
-def test_awq_changes_norms_and_only_what_it_names(
-    load_model: Callable[[], Any], batches: Any, modules: Any
-) -> None:
-    overrides = (
-        override(f"{LAYERS}.0.mlp.up_proj", Scheme.FP16),
-        override(f"{LAYERS}.1.self_attn.k_proj", Scheme.W8A16),
-    )
-    request = resolve(decoder(Scheme.W4A16_G32, Algorithm.AWQ), overrides, modules, INC)
-    quantized = quantize(load_model, request, batches)
-    norms = {
-        f"{LAYERS}.{i}.{n}.weight" for i in (0, 1) for n in ("input_layernorm", "post_attention_layernorm")
-    }
-    # The float up_proj feeds down_proj and reads a folded norm, so it changed as well.
-    assert set(quantized.float_parameters) == norms | {f"{LAYERS}.0.mlp.up_proj.weight"}
-    assert quantized.table[f"{LAYERS}.1.self_attn.k_proj"].bits == 8
-    # The 8-bit k_proj is nearly exact, but only together with the folded norm.
-    folded = load_model()
-    for name, values in quantized.float_parameters.items():
-        folded.get_parameter(name).data = torch.from_numpy(values)
-    module, norm = f"{LAYERS}.1.self_attn.k_proj", f"{LAYERS}.1.input_layernorm"
-    source = load_model()
-    scale = source.get_submodule(norm).weight / folded.get_submodule(norm).weight
-    got = torch.from_numpy(quantized.table[module].dequantize())
-    assert relative_error(got, source.get_submodule(module).weight * scale) < 0.02
-    assert relative_error(got, source.get_submodule(module).weight) > 0.05
 
 
 @pytest.mark.parametrize("algorithm", [Algorithm.GPTQ, Algorithm.AWQ])
@@ -193,20 +138,6 @@ def test_rounding_equals_the_library_up_to_the_rounded_scale(float_model: Any) -
     assert difference.max() <= 1 and difference.mean() < 0.02
 
 
-def test_static_ranges_cover_every_sample(float_model: Any, batch_of: Any, modules: Any) -> None:
-    batches = [batch_of(seed, pictures=1 + seed % 2) for seed in range(4)]
-    batches[2]["pixel_values"] = batches[2]["pixel_values"] * 20  # a rare loud picture
-    names = modules["vision_encoder"] + modules["projector"]
-    scales = inc.static_scales(copy.deepcopy(float_model), names, batches)
-    assert set(scales) == set(names)
-    for name in names:
-        largest: list[float] = []
-        capture.watch(
-            float_model, name, batches, lambda seen, top=largest: top.append(float(seen["input"].abs().max()))
-        )
-        assert scales[name] == pytest.approx(max(largest) / 127.5, rel=1e-4), name
-
-
 def test_vision_w8a8_with_everything_else(load_model: Callable[[], Any], batches: Any, modules: Any) -> None:
     static, rounded = Precision(scheme=Scheme.W8A8), Precision(scheme=Scheme.W8A16)
     components = {
@@ -254,16 +185,6 @@ def test_integers_of_another_weight_are_noticed(float_model: Any) -> None:
     inc._with_exact_scale(name, weight, scale, wanted, weight)
     with pytest.raises(QuantizationError, match="do not resemble its weights"):
         inc._with_exact_scale(name, weight[::-1].copy(), scale[::-1].copy(), wanted, weight)
-
-
-def test_pictures_of_different_sizes_are_refused(float_model: Any, batch_of: Any) -> None:
-    small = batch_of(1)
-    small["pixel_values"] = small["pixel_values"][..., :16]
-    small["pixel_attention_mask"] = small["pixel_attention_mask"][..., :16]
-    small["input_ids"] = small["input_ids"][:, [0, 1, 2, 3, 6, 7]]
-    small["attention_mask"] = torch.ones_like(small["input_ids"])
-    with pytest.raises(QuantizationError, match="different shapes"):
-        inc._static_scales_of(copy.deepcopy(float_model), VISION, [batch_of(0), small])
 
 
 def test_the_library_is_quiet(

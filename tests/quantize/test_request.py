@@ -93,8 +93,11 @@ def test_every_problem_is_reported_at_once() -> None:
         (INC, Component.DECODER, Scheme.W8A8, Algorithm.RTN),
         (INC, Component.HEAD, Scheme.W4A16_G32, Algorithm.GPTQ),
         (INC, Component.VISION_ENCODER, Scheme.W4A16_G32, Algorithm.AWQ),
-        (INC, Component.DECODER, Scheme.W3A16_CHANNEL, Algorithm.AWQ),
-        (INC, Component.VISION_ENCODER, Scheme.W8A8, Algorithm.SMOOTHQUANT),
+        (INC, Component.DECODER, Scheme.W8A16, Algorithm.AWQ),
+        (INC, Component.HEAD, Scheme.W4A16_G32, Algorithm.MBQ),
+        (TENSORRT, Component.DECODER, Scheme.W4A16_G128, Algorithm.MBQ),
+        (INC, Component.VISION_ENCODER, Scheme.W8A16, Algorithm.SMOOTHQUANT),
+        (INC, Component.PROJECTOR, Scheme.W8A8, Algorithm.SMOOTHQUANT),
         (TENSORRT, Component.DECODER, Scheme.W4A16_G128, Algorithm.GPTQ),
         (TENSORRT, Component.DECODER, Scheme.W4A16_G128, Algorithm.SMOOTHQUANT),
         (TENSORRT, Component.DECODER, Scheme.W4A16_CHANNEL, Algorithm.AWQ),
@@ -107,10 +110,10 @@ def test_what_a_quantizer_does_not_offer(
         resolve({component: precision(scheme, algorithm)}, (), MODULES, quantizer)
 
 
-def test_gptq_and_awq_are_not_mixed_in_one_decoder() -> None:
+def test_awq_and_mbq_are_not_mixed_in_one_decoder() -> None:
     override = ModuleOverride(pattern="t.layers.0.*", scheme=Scheme.W4A16_G32, algorithm=Algorithm.AWQ)
-    with pytest.raises(PlanError, match="awq and gptq cannot be mixed"):
-        resolve({Component.DECODER: precision(Scheme.W4A16_G32, Algorithm.GPTQ)}, (override,), MODULES, INC)
+    with pytest.raises(PlanError, match="awq and mbq cannot be mixed"):
+        resolve({Component.DECODER: precision(Scheme.W4A16_G32, Algorithm.MBQ)}, (override,), MODULES, INC)
 
 
 def test_awq_needs_groups_that_divide_the_columns() -> None:
@@ -119,7 +122,7 @@ def test_awq_needs_groups_that_divide_the_columns() -> None:
         "awq": wanted(Component.DECODER, Scheme.W4A16_G32, Algorithm.AWQ),
     }
     check_columns(request, {"gptq": 40, "awq": 64})
-    with pytest.raises(PlanError, match="awq: AWQ with groups of 32"):
+    with pytest.raises(PlanError, match="awq: awq with groups of 32"):
         check_columns(request, {"gptq": 40, "awq": 40})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edgevlm_runner.bundle import Bundle, open_bundle
-from edgevlm_runner.contract import Answer, ImageSpec, Item, ModelSpec, PromptSpec
+from edgevlm_runner.contract import Answer, Certainty, ImageSpec, Item, ModelSpec, PromptSpec
 
 from edgevlm_deploy import bundle as bundles
 from edgevlm_deploy import metrics as measures
@@ -119,6 +119,7 @@ def case(
     artifact = [_again(before, item, rng) for before, item in zip(reference, items, strict=True)]
     place = [item.id for item in items].index("text-only")
     artifact[place] = replace(artifact[place], text=NASTY)
+    artifact = [replace(one, selector=float(rng.random())) for one in artifact]
     gates = (
         *recipe.gates,
         Gate(metric=GateName.LATENCY_MS_P95, max=500),
@@ -139,7 +140,8 @@ def case(
         provenance=_provenance(),
     )
     bundle = open_bundle(bundles.write(parts, folder / "demo-host-cpu"))
-    metrics = measures.compute(items, reference, artifact, evaluation)
+    abstaining = Certainty(temperature=1.4, fitted_on=500, abstain="selector", threshold=0.2)
+    metrics = measures.compute(items, reference, artifact, evaluation, abstaining)
     evidence = _evidence(bundle, rng)
     device = {**evidence["latency"], "peak_rss_bytes": evidence["peak_rss_bytes"]}
     return Case(

@@ -18,7 +18,7 @@ from edgevlm_deploy.metrics.tables import Metrics, Scaling
 from edgevlm_deploy.recipe import Gate, GateName, ProbeForm
 from edgevlm_deploy.report import gallery, html
 from edgevlm_deploy.report.names import CATEGORIES
-from edgevlm_deploy.report.quantity import Unit, quantity
+from edgevlm_deploy.report.quantity import Unit, estimated, quantity
 from edgevlm_deploy.verdict import judge
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -122,21 +122,27 @@ def test_every_flip_failure_and_gate_is_on_the_page(small_case: Any, text: str) 
 
 
 def test_what_abstaining_buys_is_drawn_and_told(small_case: Any, text: str, tmp_path: Path) -> None:
-    assert text.count("coverage at 5% risk") == 2
+    assert text.count("coverage at 5% risk") == 4, "of reference and artifact, of MaxProb and Selector"
     for whose in ("reference", "artifact"):
         assert f'<polyline class="{whose}"' in text.split("Answering only when sure")[1]
         for one in small_case.metrics.selective[whose].points:
             assert one.threshold is None or f"{one.threshold:.4f}" in text
-    before = small_case.metrics.model_copy(update={"selective": {}})
-    assert "Answering only when sure" not in rendered(small_case, tmp_path / "old.html", metrics=before)
+    gain = small_case.metrics.selector[1].gains[0].gain
+    assert f"a difference of {estimated(gain, Unit.POINTS)}" in text
+    assert "By its own threshold the bundle answers" in text and "When the questions drift" in text
+    before = small_case.metrics.model_copy(update={"selective": {}, "selector": (), "mixture": None})
+    old = rendered(small_case, tmp_path / "old.html", metrics=before)
+    assert "Answering only when sure" not in old and "MaxProb and Selector" not in old
 
 
 def test_the_temperature_is_told_where_there_is_one(small_case: Any, text: str, tmp_path: Path) -> None:
-    assert "Temperature of the" not in text
+    assert "Temperature of the artifact, shipped with it and fitted on 500 held-out answers: 1.400" in text
+    without = small_case.metrics.model_copy(update={"scaling": {}})
+    assert "Temperature of the" not in rendered(small_case, tmp_path / "without.html", metrics=without)
     scaling = {"artifact": Scaling(temperature=1.5, n=128, ece_before=0.09, ece_after=0.03)}
     metrics = small_case.metrics.model_copy(update={"scaling": scaling})
     told = rendered(small_case, tmp_path / "scaled.html", metrics=metrics)
-    assert "fitted on 128 calibration questions: 1.500; with it ECE 9.00% → 3.00%" in told
+    assert "fitted on 128 held-out answers: 1.500; with it ECE 9.00% → 3.00%" in told
 
 
 def test_a_picture_is_embedded_once_and_as_the_models_saw_it(small_case: Any) -> None:

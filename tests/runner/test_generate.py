@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
+from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec, Pruning, kept_tokens
 from edgevlm_runner.errors import ExecutionError, PromptError
 from edgevlm_runner.generate import check_prompt, generate, greedy, splice, stream
+from edgevlm_runner.runtimes.onnxruntime import pruned_inputs
 
 SPEC = ModelSpec(
     family="smolvlm",
@@ -93,6 +94,28 @@ def test_prefill_is_one_step_and_each_token_another() -> None:
     runtime = Counting()
     generate(runtime, SPEC, None, ids(1, 2, 4))
     assert [embeds.shape for embeds in runtime.context] == [(1, 3, 2), (1, 1, 2), (1, 1, 2)]
+
+
+def test_a_decoder_that_drops_image_tokens_is_told_where_they_are() -> None:
+    class Dropping(Counting):
+        def read_prompt(self, embeds: np.ndarray, places: np.ndarray) -> np.ndarray:
+            self.places = places.tolist()
+            return self.step(embeds)
+
+    pruned = dataclasses.replace(SPEC, pruning=Pruning(layer=2, keep=0.5))
+    runtime = Dropping()
+    assert generate(runtime, pruned, PICTURE, ids(1, 9, 9, 4)).token_ids == (5, 6, 7)
+    assert runtime.places == [[False, True, True, False]]
+    with pytest.raises(ExecutionError, match="no decoder that drops image tokens"):
+        generate(Counting(), pruned, PICTURE, ids(1, 9, 9, 4))
+
+
+def test_as_many_tokens_stay_as_the_share_says() -> None:
+    assert [kept_tokens(n, 0.33) for n in (0, 1, 2, 16, 64)] == [0, 1, 1, 5, 21]
+    places = np.array([[False, True, True, True, True, False]])
+    made = pruned_inputs(Pruning(layer=2, keep=0.5), places, kept=3)
+    assert made["image_tokens"].tolist() == [[0, 1, 1, 1, 1, 0]]
+    assert made["kept_tokens"].shape == (1, 4) and made["kept_mask"].shape == (1, 7)
 
 
 def test_a_second_question_starts_empty() -> None:

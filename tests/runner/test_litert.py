@@ -120,6 +120,7 @@ def test_the_interpreter_copies_and_says_the_same(root: Path, runtime: LiteRt) -
         assert copying.versions()["executor"] == "Interpreter"
         for tokens in (13, 1, 1):
             np.testing.assert_array_equal(copying.step(embeds(tokens)), runtime.step(embeds(tokens)))
+            np.testing.assert_array_equal(copying.hidden(), runtime.hidden())
         ids = np.arange(3, 20)[None]
         np.testing.assert_array_equal(copying.embed(ids), runtime.embed(ids))
 
@@ -133,9 +134,12 @@ def test_reset_forgets(runtime: LiteRt) -> None:
 
 def test_logits_are_the_callers_own(runtime: LiteRt) -> None:
     first = runtime.step(embeds(4))
-    kept = first.copy()
+    hidden, kept = runtime.hidden(), first.copy()
+    kept_hidden = hidden.copy()
     runtime.step(embeds(1, seed=1))
     np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(hidden, kept_hidden)
+    assert np.abs(runtime.hidden() - hidden).max() > 0
 
 
 def test_tiles_are_encoded_in_order(runtime: LiteRt) -> None:

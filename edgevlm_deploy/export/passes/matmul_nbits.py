@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export import graph
-from edgevlm_deploy.export.packing import pack
+from edgevlm_deploy.export.packing import block_sums, pack, remainder
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
 
 EXACT = 1
@@ -63,4 +65,31 @@ def _rewrite(
         "block_size": packed.block,
         "accuracy_level": accuracy_level,
     }
-    graph.replace(model, node, [ir.node("MatMulNBits", inputs, attributes, domain=graph.MICROSOFT)])
+    product = ir.node("MatMulNBits", inputs, attributes, domain=graph.MICROSOFT)
+    rest = remainder(linear)
+    if rest is None:
+        graph.replace(model, node, [product])
+    else:
+        _replace_with_sum(model, node, module, product, rest, linear.block)
+
+
+def _replace_with_sum(
+    model: ir.Model, node: ir.Node, module: str, product: ir.Node, rest: NDArray[np.float32], block: int
+) -> None:
+    """product + (sums of x over the blocks) · rest. The operator also takes zero-points as floats, but then
+    dequantises the weights at every call: a hundred times slower for one token.
+    """
+    columns = product.attributes["K"].as_int()
+    name = f"block_sums.{columns}.{block}"
+    ones = model.graph.initializers.get(name)
+    if ones is None:
+        ones = graph.add_initializer(model, name, block_sums(columns, block))
+    sums = ir.node("MatMul", [node.inputs[0], ones])
+    rests = graph.add_initializer(model, f"{module}.weight_remainder", rest)
+    correction = ir.node("MatMul", [sums.outputs[0], rests])
+    total = ir.node("Add", [product.outputs[0], correction.outputs[0]])
+    graph.replace(model, node, [product, sums, correction, total])
+    for helper, suffix in ((sums, "block_sums"), (correction, "remainder")):
+        # They are no layer of the source model.
+        del helper.metadata_props[graph.SCOPES]
+        helper.name = helper.outputs[0].name = f"{module}/{suffix}"

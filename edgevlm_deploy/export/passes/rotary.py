@@ -13,12 +13,17 @@ from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export import graph
 
 
-def fuse_rotary(model: ir.Model, cosine: NDArray[np.float32], sine: NDArray[np.float32]) -> int:
+def fuse_rotary(
+    model: ir.Model, cosine: NDArray[np.float32], sine: NDArray[np.float32], layers: int | None = None
+) -> int:
     """Returns how many attentions were changed. cosine, sine: float32 [positions, head dim / 2].
+
+    layers: only the first ones; None: all. ONNX Runtime takes positions to follow each other, which they do
+    not where a decoder has dropped tokens.
 
     Raises ExportError when an attention's query and key are not rotated in the way that the table describes.
     """
-    attentions = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+    attentions = [node for node in model.graph if node.op_type == "GroupQueryAttention"][:layers]
     if not attentions:
         return 0
     unrotated = [[_unrotated(node, node.inputs[operand]) for operand in (0, 1)] for node in attentions]

@@ -33,6 +33,12 @@ class Runtime(Protocol):
         Prefill (T > 1) and decoding (T = 1) are the same call.
         """
 
+    def hidden(self) -> np.ndarray:
+        """float32 [D]: the hidden state, after the final norm, that the last step's logits were made of.
+
+        Only of graphs with `ModelSpec.hidden`.
+        """
+
     def versions(self) -> Dict[str, str]:
         """Names and versions of the software that computes, for the evidence."""
 
@@ -62,6 +68,14 @@ class Encoders(Protocol):
     def __enter__(self) -> Encoders: ...
 
     def __exit__(self, *error: Any) -> None: ...
+
+
+@runtime_checkable
+class PruningRuntime(Protocol):
+    """A runtime whose decoder drops image tokens as `ModelSpec.pruning` says."""
+
+    def read_prompt(self, embeds: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """As `step`, on a whole prompt; places: bool [1, T], where its image tokens are."""
 
 
 @runtime_checkable

@@ -60,6 +60,7 @@ class EmulatedTensorRt:
         self._check_decoder()
         self._longest = _longest_prefill(spec)
         self._cache: List[np.ndarray] = []
+        self._hidden = np.zeros(0, np.float32)
         self._max_context = 0
         self._filled = 0
 
@@ -126,8 +127,14 @@ class EmulatedTensorRt:
             for buffer, rows in zip(self._cache, outputs["new_keys_values"]):
                 buffer[0, filled : filled + count] = rows
         self._filled += count
+        if self._spec.hidden:
+            self._hidden = outputs["hidden"][0].astype(np.float32)
         logits: np.ndarray = outputs["logits"][0]
         return logits.astype(np.float32)
+
+    def hidden(self) -> np.ndarray:
+        """float32 [D] of the last step."""
+        return self._hidden
 
     def versions(self) -> Dict[str, str]:
         return {"onnxruntime": str(self._ort.__version__), "numpy": np.__version__}

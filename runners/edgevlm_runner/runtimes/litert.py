@@ -66,13 +66,16 @@ class LiteRt:
         self._embeds = sorted(int(name[6:]) for name in signatures if _EMBED.fullmatch(name))
         self._check_signatures(signatures)
         self._caches: Dict[int, Any] = {}
+        self._hidden = np.zeros(0, np.float32)
         self._tokens = 0
         self._length = 0
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D], tile by tile."""
         features = [
-            self._run("encode_image", {"pixel_values": np.ascontiguousarray(tile[None], np.float32)}, None)
+            self._run("encode_image", {"pixel_values": np.ascontiguousarray(tile[None], np.float32)})[
+                "image_features"
+            ]
             for tile in pixel_values
         ]
         return np.concatenate(features) if features else np.zeros((0, 0, self._spec.hidden_size), np.float32)
@@ -85,7 +88,7 @@ class LiteRt:
         ):
             ids = np.zeros((1, size), np.int32)
             ids[0, :count] = input_ids[0, first : first + count]
-            found.append(self._run(f"embed_{size}", {"token_ids": ids}, None)[:, :count])
+            found.append(self._run(f"embed_{size}", {"token_ids": ids})["embeddings"][:, :count])
         return np.concatenate(found, axis=1)
 
     def start(self, max_context: int) -> None:
@@ -120,9 +123,16 @@ class LiteRt:
         for first, count, size in pieces(self._tokens, before, lengths, self._length):
             at = first - self._tokens
             self._append(embeds[:, at : at + count], first, size)
-        logits: np.ndarray = self._append(embeds[:, -1:], total - 1, 1).reshape(-1)
+        outputs = self._append(embeds[:, -1:], total - 1, 1)
+        if self._spec.hidden:
+            self._hidden = outputs["hidden"].reshape(-1)
         self._tokens = total
+        logits: np.ndarray = outputs["logits"].reshape(-1)
         return logits
+
+    def hidden(self) -> np.ndarray:
+        """float32 [D] of the last step."""
+        return self._hidden
 
     def versions(self) -> Dict[str, str]:
         return {**self._executor.versions, "numpy": np.__version__}
@@ -137,7 +147,7 @@ class LiteRt:
     def __exit__(self, *error: Any) -> None:
         self.close()
 
-    def _append(self, embeds: np.ndarray, first: int, size: int) -> Any:
+    def _append(self, embeds: np.ndarray, first: int, size: int) -> Dict[str, np.ndarray]:
         """One run over up to `size` tokens at position `first`. Padding is overwritten by later tokens."""
         count = embeds.shape[1]
         padded = np.zeros((1, size, embeds.shape[2]), np.float32)
@@ -161,9 +171,11 @@ class LiteRt:
             self._caches[length] = self._executor.allocate(self._steps[length, 1])
         return self._caches[length]
 
-    def _run(self, signature: str, inputs: Dict[str, np.ndarray], cache: Any) -> Any:
+    def _run(self, signature: str, inputs: Dict[str, np.ndarray], cache: Any = None) -> Dict[str, np.ndarray]:
+        """Outputs besides the cache, by name."""
         try:
-            return self._executor.run(signature, inputs, cache)
+            outputs: Dict[str, np.ndarray] = self._executor.run(signature, inputs, cache)
+            return outputs
         except Exception as error:  # LiteRT raises ValueError, RuntimeError and KeyError alike
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             raise ExecutionError(f"LiteRT failed in {signature} on {shapes}: {error}") from error
@@ -186,7 +198,11 @@ class LiteRt:
                     "mask": (1, 1, 1, spec.max_context),
                     **state,
                 },
-                {"logits": (1, 1, spec.vocab_size), **state},
+                {
+                    "logits": (1, 1, spec.vocab_size),
+                    **({"hidden": (1, 1, width)} if spec.hidden else {}),
+                    **state,
+                },
             ),
         }
         for name, wanted in expected.items():

@@ -1,6 +1,6 @@
 """What runs the signatures of a .tflite file: LiteRT's CompiledModel, or its older Interpreter.
 
-Both take arrays and return the one output that is not part of the KV cache.
+Both take arrays and return the outputs that are not part of the KV cache.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Compiled:
 
     def run(
         self, signature: str, inputs: Dict[str, np.ndarray], cache: Optional[Dict[str, Any]]
-    ) -> Optional[np.ndarray]:
+    ) -> Dict[str, np.ndarray]:
         given, taken = self._buffers_of(signature)
         shapes = self.signatures[signature]
         for name, array in inputs.items():
@@ -105,11 +105,11 @@ class _Compiled:
             given[name].write(array)
         cache = cache or {}
         self._model.run_by_name(signature, {**given, **cache}, {**taken, **cache})
+        outputs = {}
         for name, buffer in taken.items():
             shape = shapes.outputs[name]
-            output: np.ndarray = buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
-            return output
-        return None
+            outputs[name] = buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
+        return outputs
 
     def close(self) -> None:
         with _silence():
@@ -165,17 +165,17 @@ class _Interpreted:
 
     def run(
         self, signature: str, inputs: Dict[str, np.ndarray], cache: Optional[Dict[str, np.ndarray]]
-    ) -> Optional[np.ndarray]:
+    ) -> Dict[str, np.ndarray]:
         with _silence():
             outputs = self._runners[signature](**inputs, **(cache or {}))
-        result = None
+        results = {}
         for name, array in outputs.items():
             if name.startswith(STATE):
                 assert cache is not None
                 cache[name] = array
             else:
-                result = array
-        return result
+                results[name] = array
+        return results
 
     def close(self) -> None:
         with _silence():

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Tuple, Union
 
 import numpy as np
 
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import ModelSpec, Pruning, kept_tokens
 from edgevlm_runner.errors import ExecutionError, RuntimeUnavailable
 from edgevlm_runner.runtimes import graph_path
 
@@ -36,7 +36,7 @@ class OnnxRuntime:
         self._embedding = open_session(self._ort, paths["embedding"], 1, optimize, exact)
         self._decoder = open_session(self._ort, paths["decoder"], threads, optimize, exact)
         self._cache: List[Any] = []
-        self._tokens = 0
+        self._tokens = self._kept = 0
         self._max_context = 0
         self._check_signatures(paths)
 
@@ -69,17 +69,27 @@ class OnnxRuntime:
             self._binding.bind_ortvalue_output(f"present.{name}", buffer)
         self._logits = new.ortvalue_from_numpy(np.zeros((1, spec.vocab_size), np.float32))
         self._binding.bind_ortvalue_output("logits", self._logits)
+        if spec.hidden:
+            self._hidden = new.ortvalue_from_numpy(np.zeros((1, spec.hidden_size), np.float32))
+            self._binding.bind_ortvalue_output("hidden", self._hidden)
         self._mask = np.ones((1, max_context), np.int64)
         self._positions = np.arange(max_context, dtype=np.int64)[None]
         self._max_context = max_context
-        self._tokens = 0
+        self.reset()
 
     def reset(self) -> None:
         """Forget all tokens; what is left in the buffers is behind the mask's length and never read."""
-        self._tokens = 0
+        self._tokens = self._kept = 0
+
+    def read_prompt(self, embeds: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """As `step`, on a whole prompt; places: bool [1, T], where its image tokens are."""
+        return self._step(embeds, places)
 
     def step(self, embeds: np.ndarray) -> np.ndarray:
         """Append float32 [1, T, D] to the context → logits float32 [V] of its last token."""
+        return self._step(embeds, np.zeros((1, embeds.shape[1]), bool))
+
+    def _step(self, embeds: np.ndarray, places: np.ndarray) -> np.ndarray:
         first, total = self._tokens, self._tokens + embeds.shape[1]
         if total > self._max_context:
             raise ExecutionError(
@@ -90,21 +100,32 @@ class OnnxRuntime:
             "attention_mask": self._mask[:, :total],
             "position_ids": self._positions[:, first:total],
         }
+        kept = total
+        if self._spec.pruning is not None:
+            dropped = pruned_inputs(self._spec.pruning, places, self._kept)
+            inputs.update(dropped)
+            kept = dropped["kept_mask"].shape[1]
         try:
             for name, array in inputs.items():
                 self._binding.bind_cpu_input(name, array)
             self._decoder.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise ExecutionError(f"ONNX Runtime failed while decoding: {error}") from error
-        self._tokens = total
+        self._tokens, self._kept = total, kept
         logits: np.ndarray = self._logits.numpy()[0].copy()  # newer versions return a view of the buffer
         return logits
+
+    def hidden(self) -> np.ndarray:
+        """float32 [D] of the last step."""
+        hidden: np.ndarray = self._hidden.numpy()[0].copy()
+        return hidden
 
     def versions(self) -> Dict[str, str]:
         return {"onnxruntime": str(self._ort.__version__), "numpy": np.__version__}
 
     def close(self) -> None:
         self._cache = []
+        self._hidden = None
         self._binding = self._logits = self._vision = self._embedding = self._decoder = None
 
     def __enter__(self) -> OnnxRuntime:
@@ -132,6 +153,12 @@ class OnnxRuntime:
             "attention_mask": ["batch", "total"],
             "position_ids": ["batch", "tokens"],
         }
+        if spec.pruning is not None:
+            decoder.update(
+                image_tokens=["batch", "tokens"],
+                kept_tokens=["batch", "kept_tokens"],
+                kept_mask=["batch", "kept_total"],
+            )
         decoder.update({f"past_key_values.{name}": cache for name in self._cache_names()})
         side = spec.image.tile_size
         expected: Dict[str, Tuple[Any, Dict[str, List[Union[str, int]]]]] = {
@@ -139,6 +166,12 @@ class OnnxRuntime:
             "embedding": (self._embedding, {"input_ids": ["batch", "tokens"]}),
             "decoder": (self._decoder, decoder),
         }
+        gives = {value.name for value in self._decoder.get_outputs()}
+        if ("hidden" in gives) != spec.hidden:
+            raise ExecutionError(
+                f"{paths['decoder']}: gives {', '.join(sorted(gives)[:2])} …; the manifest says hidden = "
+                f"{spec.hidden}. Graph and manifest are of different models."
+            )
         for component, (session, inputs) in expected.items():
             found = {value.name: value.shape for value in session.get_inputs()}
             names = sorted(set(found) | set(inputs))
@@ -148,6 +181,24 @@ class OnnxRuntime:
                     f"{paths[component]}: input {wrong[0]} is {found.get(wrong[0])}, the manifest asks for "
                     f"{inputs.get(wrong[0])}. Graph and manifest are of different models."
                 )
+
+
+def pruned_inputs(pruning: Pruning, places: np.ndarray, kept: int) -> Dict[str, np.ndarray]:
+    """What a decoder that drops image tokens takes besides the others.
+
+    places: bool [1, T], where this step's image tokens are; kept: tokens that its later layers hold already.
+
+    image_tokens  int64 [1, T], 1 for an image token
+    kept_tokens   int64 [1, N]: only its length is read, the number of this step's tokens that go on
+    kept_mask     int64 [1, kept + N]: ones, as `attention_mask` for the later layers
+    """
+    images = int(places.sum())
+    going_on = places.shape[1] - images + kept_tokens(images, pruning.keep)
+    return {
+        "image_tokens": np.ascontiguousarray(places, np.int64),
+        "kept_tokens": np.ones((1, going_on), np.int64),
+        "kept_mask": np.ones((1, kept + going_on), np.int64),
+    }
 
 
 def import_onnxruntime() -> Any:

@@ -124,6 +124,10 @@ class TensorRt:
             self._tokens += count
         return logits
 
+    def hidden(self) -> np.ndarray:
+        """float32 [D] of the last step."""
+        return self._decoder.hidden()
+
     def versions(self) -> Dict[str, str]:
         return {
             "tensorrt": self._board.tensorrt,

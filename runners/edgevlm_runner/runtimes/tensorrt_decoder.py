@@ -152,7 +152,10 @@ class Decoder:
         self._buffers: Dict[str, Buffer] = {
             name: engine.buffer(name, largest[name]) for name in STAGED if name in engine.inputs
         }
-        self._buffers["logits"] = engine.buffer("logits", (spec.vocab_size,))
+        self._results = {"logits": spec.vocab_size, **({"hidden": spec.hidden_size} if spec.hidden else {})}
+        """Outputs that come to the host at every step → values."""
+        for name, count in self._results.items():
+            self._buffers[name] = engine.buffer(name, (count,))
         self._prefill: Dict[int, Execution] = {}
         self._decoding: Dict[int, _Decoding] = {}
         self.note = ""
@@ -189,6 +192,11 @@ class Decoder:
         logits: np.ndarray = self._buffers["logits"].host.astype(np.float32)
         return logits
 
+    def hidden(self) -> np.ndarray:
+        """float32 [D] of the last token appended."""
+        hidden: np.ndarray = self._buffers["hidden"].host.astype(np.float32)
+        return hidden
+
     def _shapes(self, past: int, tokens: int) -> Dict[str, Shape]:
         shapes: Dict[str, Shape] = {
             "inputs_embeds": (1, tokens, self._spec.hidden_size),
@@ -214,14 +222,15 @@ class Decoder:
         return self._prefill[number]
 
     def _run(self, execution: Execution, past: int, tokens: int) -> None:
-        """Enqueue uploads, kernels and the download of the logits."""
+        """Enqueue uploads, kernels and the download of the results."""
         shapes = self._shapes(past, tokens)
         for name in STAGED:
             if name in shapes:
                 count = int(np.prod(shapes[name]))
                 self._buffers[name].upload(count)
         execution.enqueue()
-        self._buffers["logits"].download(self._spec.vocab_size)
+        for name, count in self._results.items():
+            self._buffers[name].download(count)
 
     def _capture(self, decoding: _Decoding, past: int) -> None:
         """Warm up once, as TensorRT asks for after a change of shape, then record. Leaves the cache as it
@@ -251,6 +260,7 @@ def _signature(spec: ModelSpec, updates: bool) -> Dict[str, Shape]:
         "position_ids": (1, -1),
         "mask": (1, 1, -1, -1),
         "logits": (1, spec.vocab_size),
+        **({"hidden": (1, spec.hidden_size)} if spec.hidden else {}),
     }
     cache: Shape = (1, -1, *row)
     if updates:

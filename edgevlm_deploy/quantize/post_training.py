@@ -1,0 +1,54 @@
+"""What `quantizer: neural-compressor` does with a model: every algorithm on its modules, one after the other.
+
+Algorithms that fold scales come first, because they change the weights and inputs of other modules. Nothing
+that a fold changes is computed otherwise afterwards, so each algorithm still sees what the float model gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgevlm_deploy.quantize import autoround, awq, inc, mbq, smoothquant, static_ranges
+from edgevlm_deploy.quantize.capture import Batch
+from edgevlm_deploy.quantize.quantized_model import QuantizedModel
+from edgevlm_deploy.quantize.request import Request
+from edgevlm_deploy.quantize.rounding import data_free, weight_of
+from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
+from edgevlm_deploy.recipe import Algorithm, ObserverName
+
+
+def quantize(
+    model: Any, request: Request, batches: Sequence[Batch], observer: ObserverName
+) -> QuantizedModel:
+    """Quantise `model` (a float32 copy, which is changed). See `edgevlm_deploy.quantize.quantize`."""
+    modules: dict[str, QuantizedLinear] = {}
+    changed: set[str] = set()
+    smoothed = _by(Algorithm.SMOOTHQUANT, request)
+    if smoothed:
+        changed = smoothquant.fold(model, smoothed, batches)
+    for algorithm, search in ((Algorithm.AWQ, awq.quantize), (Algorithm.MBQ, mbq.quantize)):
+        part = _by(algorithm, request)
+        if part:
+            modules, folded = search(model, part, batches)
+            changed |= folded
+    by_gptq = _by(Algorithm.GPTQ, request)
+    if by_gptq:
+        modules |= inc.gptq(model, by_gptq, batches)
+    by_autoround = _by(Algorithm.AUTOROUND, request)
+    if by_autoround:
+        modules |= autoround.quantize(model, by_autoround, batches)
+    static = [name for name, wanted in request.items() if wanted.format.static_activation]
+    scales = static_ranges.scales(model, static, batches, observer) if static else {}
+    for name, wanted in request.items():
+        if name not in modules:
+            modules[name] = data_free(weight_of(model, name), wanted, scales.get(name))
+    in_table = {f"{name}.weight" for name in modules}
+    floats = {
+        name: model.get_parameter(name).detach().float().numpy().copy() for name in sorted(changed - in_table)
+    }
+    return QuantizedModel(QuantizedTable({name: modules[name] for name in request}), floats)
+
+
+def _by(algorithm: Algorithm, request: Request) -> Request:
+    return {name: wanted for name, wanted in request.items() if wanted.algorithm is algorithm}
