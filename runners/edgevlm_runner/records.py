@@ -67,7 +67,7 @@ def from_json(cls: Type[T], data: Any, where: str) -> T:
     return cls(**values)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _nested(cls: Any) -> Mapping[str, Any]:
     """Field → the dataclass that it holds, also where it may be None."""
     found = {}

@@ -106,7 +106,7 @@ def test_both_kinds_of_model_survive_json() -> None:
 
 
 def test_scores_are_optional_in_answers() -> None:
-    answer = Answer("a", "cat", (0,), (-0.1,), True, (0.3, 0.2))
+    answer = Answer("a", "cat", (0,), (-0.1,), True, scores=(0.3, 0.2))
     assert from_json(Answer, to_json(answer), "answers") == answer
     plain = to_json(answer)
     del plain["scores"]
