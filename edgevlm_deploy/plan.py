@@ -22,7 +22,6 @@ from edgevlm_deploy.recipe import (
     Recipe,
     Scheme,
 )
-from edgevlm_deploy.source.model import Architecture
 from edgevlm_deploy.target import Target
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
@@ -70,11 +69,12 @@ def resolve(
     recipe: Recipe,
     target: Target,
     modules: Mapping[str, Sequence[str]],
-    architecture: Architecture | None = None,
+    architecture: object | None = None,
 ) -> Plan:
     """Bring a recipe, a target and a model together.
 
-    modules: component → names of its weight matrices; architecture: the model's numbers, where known.
+    modules: component → names of its weight matrices
+    architecture: `source.Architecture` or another kind's, where known
 
     Raises PlanError that lists everything that does not fit.
     """

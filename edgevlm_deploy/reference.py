@@ -75,7 +75,7 @@ def answer(
 
     missing = [item for item in items if item.id not in done]
     with partial.open("a", encoding="utf-8") as out:
-        for batch in _batches(ask(missing), BATCH):
+        for batch in batches(ask(missing), BATCH):
             for one in respond(batch):
                 out.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
                 done[one.item_id] = one
@@ -101,7 +101,7 @@ def _finished(partial: Path) -> list[Answer]:
         return []
 
 
-def _batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]]:
+def batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]]:
     """Neighbours of similar length together, so that little is padded; at most `size` tiles a batch."""
     while window := list(islice(questions, 8 * size)):
         window.sort(key=lambda question: question.inputs.input_ids.shape[1])

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevlm_deploy import __version__, datasets
 from edgevlm_deploy.artifacts import stage
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.recipe import GateName, Recipe
+
+if TYPE_CHECKING:
+    from edgevlm_deploy.demo.scenes import Split
 
 CALIBRATION_SHARE = 0.2
 """Of the pictures in the evaluation data, when no calibration data are given."""
@@ -111,22 +115,27 @@ def _by_class(samples: Sequence[datasets.Sample]) -> tuple[datasets.Sample, ...]
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:
     """Scenes from disjoint seeds. Also what other models are asked when no data are given."""
-    from edgevlm_deploy.demo import dataset
     from edgevlm_deploy.demo.scenes import Split
-
-    def rendered(split: Split, questions: int, again: int = 0) -> tuple[datasets.Sample, ...]:
-        pictures, repainted = (-(-n // DEMO_QUESTIONS_PER_PICTURE) for n in (questions, again))
-        inputs = {"split": split.name, "pictures": pictures, "repainted": repainted, "version": __version__}
-
-        def render(directory: Path) -> None:
-            dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory, repainted)
-
-        return datasets.load(stage(cache, "scenes", inputs, render))
 
     asked = recipe.evaluation
     again = min(asked.background_items, asked.clean_items)
     return Samples(
-        rendered(Split.CALIBRATION, recipe.calibration.samples),
-        *datasets.separate(rendered(Split.EVALUATION, asked.clean_items, again)),
-        tuning=rendered(Split.TUNING, recipe.abstain.questions) if recipe.abstain else (),
+        scenes(Split.CALIBRATION, recipe.calibration.samples, cache),
+        *datasets.separate(scenes(Split.EVALUATION, asked.clean_items, cache, again)),
+        tuning=scenes(Split.TUNING, recipe.abstain.questions, cache) if recipe.abstain else (),
     )
+
+
+def scenes(split: Split, questions: int, cache: Path, again: int = 0) -> tuple[datasets.Sample, ...]:
+    """At least so many questions about the demo's scenes, rendered once; `again` of them also on another
+    background.
+    """
+    from edgevlm_deploy.demo import dataset
+
+    pictures, repainted = (-(-n // DEMO_QUESTIONS_PER_PICTURE) for n in (questions, again))
+    inputs = {"split": split.name, "pictures": pictures, "repainted": repainted, "version": __version__}
+
+    def render(directory: Path) -> None:
+        dataset.samples(split, pictures, DEMO_QUESTIONS_PER_PICTURE, directory, repainted)
+
+    return datasets.load(stage(cache, "scenes", inputs, render))

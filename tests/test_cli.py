@@ -22,6 +22,7 @@ COMMANDS = (
     "report",
     "diff",
     "judge",
+    "search",
     "lint",
     "sweep",
 )

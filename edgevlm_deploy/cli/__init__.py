@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from edgevlm_deploy.cli import compilation, inspection, judging, listing, sweeping
+from edgevlm_deploy.cli import compilation, exploration, inspection, judging, listing, sweeping
 from edgevlm_deploy.cli.application import EPILOG, app
 from edgevlm_deploy.errors import EXIT_INTERRUPTED, EdgeVlmError
 
-__all__ = ["EPILOG", "app", "compilation", "inspection", "judging", "listing", "main", "sweeping"]
+__all__ = [
+    "EPILOG",
+    "app",
+    "compilation",
+    "exploration",
+    "inspection",
+    "judging",
+    "listing",
+    "main",
+    "sweeping",
+]
 
 
 def main() -> None:

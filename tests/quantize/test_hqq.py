@@ -74,6 +74,14 @@ def test_near_the_best_of_all_zero_points(bits: int, block: int) -> None:
     assert best.sum() < 0.97 * rounded.sum() and found.sum() < rounded.sum()
 
 
+def test_rows_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = laplace(7, 100)
+    whole = hqq.quantize(weight, 4, 32)
+    monkeypatch.setattr(hqq, "ELEMENTS", 200)
+    for one, other in zip(whole, hqq.quantize(weight, 4, 32), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_as_good_as_the_library() -> None:
     """Neural Compressor keeps zero-points as floats and stops for the whole matrix at once."""
     from neural_compressor.torch.algorithms.weight_only.hqq.optimizer import optimize_weights_proximal

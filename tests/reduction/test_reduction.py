@@ -131,6 +131,13 @@ def test_fastv_is_refused_where_layers_share_a_cache_length() -> None:
         plan.resolve(deep, resources.target("host-cpu"), demo.modules, demo.architecture)
 
 
+def test_a_model_without_image_tokens_is_refused() -> None:
+    found = reduction.problems(asks_for("tome", 0.5), resources.target("host-cpu"), architecture=("clip", 32))
+    assert found == [
+        "image.reduction: this model gives no image tokens to a decoder; leave the reduction out."
+    ]
+
+
 def test_fastv_is_told_to_the_runner_and_leaves_the_torch_model_alone() -> None:
     spec = tiny_vlm().spec.__wrapped__()
     pruned = reduction.reduced(spec, Reduction(method=ReductionMethod.FASTV, keep=0.33))

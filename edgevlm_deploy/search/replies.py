@@ -1,0 +1,147 @@
+"""What a candidate answers, for little more than one forward pass over prompts and reference answers.
+
+Greedy decoding repeats the reference exactly as long as every token of the reference is the candidate's most
+probable one after the tokens before it. One forward pass over prompt and reference answer (teacher forcing)
+shows that for all positions at once, so only answers that part from the reference are generated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgevlm_runner.contract import Answer, Item, ModelSpec
+from edgevlm_runner.inputs import Inputs, from_item, load_tokenizer
+
+from edgevlm_deploy import reference
+from edgevlm_deploy.reference import Question
+
+KEPT_BYTES = 2_000_000_000
+"""Prepared questions up to this size stay in memory; further ones are prepared anew for each candidate."""
+TOP = 32
+"""Tokens per position whose reference probability is kept; the others count as one."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One item as a candidate answers it."""
+
+    answer: Answer
+    kl: float
+    """Mean over the reference's tokens of KL(reference ‖ candidate), in nats, teacher forced."""
+    shift: float
+    """The same mean of the total variation distance: the probability that changed hands, 0 … 1."""
+
+
+@dataclass(frozen=True)
+class _Likely:
+    """The reference's TOP tokens per position: ids int64 [T, TOP], log-probabilities float32 [T, TOP]."""
+
+    ids: Any
+    logprobs: Any
+
+
+class Examination:
+    """Items, the reference's answers to them, and the one loaded model that all candidates are made of."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        answers: Sequence[Answer],
+        root: Path,
+        seed: int,
+        spec: ModelSpec,
+        tokenizer: Path,
+    ) -> None:
+        self.items = tuple(items)
+        self.answers: Mapping[str, Answer] = {one.item_id: one for one in answers}
+        self._root, self._seed, self._spec = root, seed, spec
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._kept: dict[str, Inputs] = {}
+        self._kept_bytes = 0
+        self._likely: dict[str, _Likely] = {}
+
+    def observe_reference(self, model: Any, advance: Callable[[int], None]) -> None:
+        """Keep the reference's own probabilities; once, before any candidate."""
+        import torch
+
+        for batch in self._batches(self.items):
+            for question, logprobs in zip(batch, self._forced(model, batch), strict=True):
+                top = torch.topk(logprobs, min(TOP, logprobs.shape[-1]), dim=-1)
+                self._likely[question.item.id] = _Likely(top.indices, top.values)
+            advance(len(batch))
+
+    def replies(self, model: Any, items: Sequence[Item] | None = None) -> list[Reply]:
+        """In the order of `items` (all by default)."""
+        asked = self.items if items is None else items
+        found: dict[str, Reply] = {}
+        for batch in self._batches(asked):
+            parted = []
+            for question, logprobs in zip(batch, self._forced(model, batch), strict=True):
+                name = question.item.id
+                answer = _repeated(self.answers[name], logprobs)
+                kl, shift = _distances(self._likely[name], logprobs)
+                found[name] = Reply(answer or self.answers[name], kl, shift)
+                if answer is None:
+                    parted.append(question)
+            if parted:
+                for said in reference.generate(model, parted, self._spec, self._tokenizer):
+                    found[said.item_id] = dataclasses.replace(found[said.item_id], answer=said)
+        return [found[item.id] for item in asked]
+
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[Question]]:
+        return reference.batches((Question(item, self._inputs(item)) for item in items), reference.BATCH)
+
+    def _inputs(self, item: Item) -> Inputs:
+        if item.id in self._kept:
+            return self._kept[item.id]
+        made = from_item(item, self._root, self._seed, self._spec, self._tokenizer)
+        size = made.input_ids.nbytes + (0 if made.pixel_values is None else made.pixel_values.nbytes)
+        if self._kept_bytes + size <= KEPT_BYTES:
+            self._kept[item.id] = made
+            self._kept_bytes += size
+        return made
+
+    def _forced(self, model: Any, batch: Sequence[Question]) -> list[Any]:
+        """Log-probabilities float32 [T, V] at the T positions that predict each reference token."""
+        import torch
+
+        tokens = [list(self.answers[question.item.id].token_ids) for question in batch]
+        longest, pad = max(map(len, tokens)), self._spec.eos_token_ids[0]
+        said = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens])
+        inputs = reference.collate([question.inputs for question in batch], self._spec)
+        # The last token predicts nothing that is asked for; padding on the right is seen by nobody before it.
+        before = said[:, :-1]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], before], 1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(before)], 1)
+        with torch.inference_mode():
+            logits = model(**inputs, use_cache=False, logits_to_keep=longest).logits
+            logprobs = torch.log_softmax(logits.float(), -1)
+        return [row[: len(own)] for row, own in zip(logprobs, tokens, strict=True)]
+
+
+def _repeated(said: Answer, logprobs: Any) -> Answer | None:
+    """The reference's answer with the candidate's log-probabilities; None when it parts from it."""
+    import torch
+
+    tokens = torch.tensor(said.token_ids)
+    if not bool((logprobs.argmax(-1) == tokens).all()):
+        return None
+    own = logprobs.gather(-1, tokens[:, None])[:, 0]
+    return dataclasses.replace(said, token_logprobs=tuple(own.tolist()))
+
+
+def _distances(likely: _Likely, logprobs: Any) -> tuple[float, float]:
+    """(KL, total variation) over the kept tokens and the rest as one more; never above those over all."""
+    import torch
+
+    p, q = (
+        torch.cat([kept, (1 - kept.sum(-1, keepdim=True)).clamp(min=1e-9)], -1)
+        for kept in (likely.logprobs.double().exp(), logprobs.gather(-1, likely.ids).double().exp())
+    )
+    shift = float((p - q).abs().sum(-1).mean()) / 2
+    p, q = p.clamp(min=1e-12), q.clamp(min=1e-12)
+    return max(0.0, float((p * (p / q).log()).sum(-1).mean())), shift
