@@ -22,6 +22,8 @@ class Component(str, Enum):
     EMBEDDING = "embedding"
     DECODER = "decoder"
     HEAD = "head"
+    TEXT_ENCODER = "text_encoder"
+    """Of a dual encoder; its projector is the projections into the common space."""
 
 
 class Scheme(str, Enum):
@@ -287,6 +289,24 @@ class Generation(Frozen):
         return tuple(caches), tuple(prefills)
 
 
+class ZeroShot(Frozen):
+    """What a dual encoder chooses among, in words."""
+
+    classes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Names as the data has them; empty: the labels in the data, sorted."""
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of a {}",)
+    """Sentences with one `{}` where the class goes; their embeddings are averaged."""
+
+    @model_validator(mode="after")
+    def _templates_have_a_slot(self) -> ZeroShot:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"a template has one {{}} where the class goes, got {template!r}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: a name stands twice")
+        return self
+
+
 class Negation(Frozen):
     """Probes that deny what a picture shows, on clean items (Erol, arXiv 2603.26769)."""
 
@@ -382,6 +402,7 @@ class Recipe(Frozen):
     calibration: Calibration = Calibration()
     image: Image = Image()
     generation: Generation = Generation()
+    zero_shot: ZeroShot = ZeroShot()
     evaluation: Evaluation = Evaluation()
     abstain: Abstention | None = None
     """None: every question is answered, however unsure the model is."""
