@@ -78,6 +78,7 @@ def _litertlm(opened: Bundle, path: Path, out: Path) -> dict[str, Any]:
         "bytes": out.stat().st_size,
         "sections": [dataclasses.asdict(one) for one in sections],
         "compared": dataclasses.asdict(compared),
+        **({"abstaining": "left out: LiteRT-LM answers every question"} if opened.certainty.abstain else {}),
     }
 
 

@@ -33,6 +33,8 @@ from edgevlm_deploy.artifacts import atomic_path
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export import tflite, tflite_excerpt
 
+HIDDEN = "hidden"
+"""What a decoder gives for a Selector, which LiteRT-LM does not have."""
 MODELS = ("embedder", "prefill_decode", "vision_encoder")
 _TIME = "1980-01-01T00:00:00+00:00"
 
@@ -103,7 +105,7 @@ def _cut(model: Path, spec: ModelSpec, folder: Path) -> dict[str, Path]:
     parts = {}
     for name, kept, pixels_of in wanted:
         parts[name] = folder / f"{name}.tflite"
-        tflite_excerpt.write(model, kept, parts[name], pixels_of)
+        tflite_excerpt.write(model, kept, parts[name], pixels_of, without=(HIDDEN,))
     return parts
 
 

@@ -6,7 +6,7 @@ Constants are copied byte by byte, so integers and scales that were proved in th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,16 @@ PIXELS = "images"
 """Input of an image encoder that takes rows of pixels instead of normalised channels."""
 
 
-def write(path: Path, signatures: Mapping[str, str], out: Path, pixels_of: ImageSpec | None = None) -> None:
+def write(
+    path: Path,
+    signatures: Mapping[str, str],
+    out: Path,
+    pixels_of: ImageSpec | None = None,
+    without: Collection[str] = (),
+) -> None:
     """Write to `out` the signatures of the file at `path` that are keys of `signatures`, under new names.
 
+    without: outputs that are left out, where a signature has them.
     pixels_of: the one signature is an image encoder; its input becomes float32 [1, S, S, 3] in 0 … 1, which
         the graph then normalises and transposes itself.
 
@@ -44,6 +51,7 @@ def write(path: Path, signatures: Mapping[str, str], out: Path, pixels_of: Image
 
         model = flatbuffer_utils.read_model(str(path))
         _keep(model, signatures)
+        _drop_outputs(model, without)
         if pixels_of is not None:
             _take_pixels(model, schema, pixels_of)
         with atomic_path(out) as temporary:
@@ -72,6 +80,15 @@ def _keep(model: Any, signatures: Mapping[str, str]) -> None:
         for options, name in _calls(graph):
             setattr(options, name, places[getattr(options, name)])
     _keep_buffers(model)
+
+
+def _drop_outputs(model: Any, names: Collection[str]) -> None:
+    """Their tensors stay, as steps of the computation."""
+    for signature in model.signatureDefs:
+        signature.outputs = [one for one in signature.outputs if _text(one.name) not in names]
+        kept = {one.tensorIndex for one in signature.outputs}
+        graph = model.subgraphs[signature.subgraphIndex]
+        graph.outputs = [tensor for tensor in graph.outputs if tensor in kept]
 
 
 def _calls(graph: Any) -> Iterator[tuple[Any, str]]:

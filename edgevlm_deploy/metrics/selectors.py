@@ -170,11 +170,14 @@ def sweep(familiar: Scored, shifted: Scored) -> Mixture:
     )
 
 
-def drifted(pairs: Pairs, corrupted: Flags, foreign: Pairs | None = None) -> Mixture | None:
+def drifted(pairs: Pairs, foreign: Pairs) -> Mixture | None:
     """Clean items against those of another distribution (`foreign`), or where there are none, everything
     against the strongest corruption of the evaluation. None without a Selector or without either side.
+
+    A foreign question whose answer is not known counts as answered wrong: it should not be answered.
     """
-    if foreign is not None and foreign.items:
+    corrupted = pairs.corrupted
+    if foreign.items:
         clean = scored(pairs, "clean", pairs.clean)
         other = scored(foreign, "another distribution", np.ones(len(foreign.items), np.bool_))
         return sweep(clean, other) if clean is not None and other is not None else None

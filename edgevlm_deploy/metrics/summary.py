@@ -157,7 +157,7 @@ def compute(
         scaling=_scaling(pairs, apart[Kind.TEMPERATURE], both, certainty),
         selective=abstention.tables(pairs),
         selector=compared,
-        mixture=selectors.drifted(pairs, corrupted.mask),
+        mixture=selectors.drifted(pairs, apart[Kind.OOD]),
         flips=_flipped(pairs),
         taxonomy=taxonomy,
         failures=failed,

@@ -42,11 +42,14 @@ _ORDER = ("other graph files", "tokenizer", "runner", _DESCRIPTIONS, _ITEMS, "pi
 def sizes(bundle: Bundle) -> dict[str, int]:
     """Bytes of the listed files by part, graphs by component first; the sum is the whole bundle."""
     components = [component.value for component in Component]
+    graphs = dict(bundle.model.graphs)
+    if bundle.certainty.graph:
+        graphs["selector"] = bundle.certainty.graph
     found: dict[str, int] = {}
     for name, entry in bundle.manifest["files"].items():
-        part = _part(name, bundle.model.graphs)
+        part = _part(name, graphs)
         found[part] = found.get(part, 0) + int(entry["bytes"])
-    order = [*components, *sorted(set(bundle.model.graphs) - set(components)), *_ORDER]
+    order = [*components, *sorted(set(graphs) - set(components)), *_ORDER]
     return {part: found[part] for part in order if part in found}
 
 

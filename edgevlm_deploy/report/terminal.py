@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevlm_runner.bundle import Bundle
+from edgevlm_runner.contract import to_json
 
 from edgevlm_deploy.comparison import Compared, Differences
 from edgevlm_deploy.judging import Judged
@@ -218,6 +219,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
         "recipe": dict(manifest["recipe"]),
         "target": dict(manifest["target"]),
         "runtime": bundle.model.runtime,
+        "certainty": to_json(bundle.certainty),
         "precision": inventory.precision(bundle),
         "sizes": inventory.sizes(bundle),
         "bytes": sum(int(entry["bytes"]) for entry in files.values()),
@@ -248,6 +250,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             "recipe": summary["recipe"]["name"],
             "target": summary["target"]["name"],
             "runtime": summary["runtime"],
+            "abstains": _abstains(summary["certainty"]),
             "edgevlm": summary["edgevlm_version"],
             "items": f"{summary['items']:,}",
         },
@@ -263,6 +266,13 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     for title, rows in blocks.items():
         parts += [Text(title, "bold"), _columns(rows, {"seal": style}), Text("")]
     return _rendered(*parts[:-1])
+
+
+def _abstains(certainty: Mapping[str, Any]) -> str:
+    if not certainty["abstain"]:
+        return "never"
+    threshold = certainty["threshold"]
+    return "always" if threshold is None else f"where {certainty['abstain']} is below {threshold:.3g}"
 
 
 def package_text(made: Mapping[str, Any]) -> str:

@@ -55,6 +55,7 @@ def write(layers: Layers, backend: Backend, features: Floats, path: Path) -> flo
         expected: NDArray[np.float32] = module(torch.from_numpy(asked))[:, 0].numpy()
     loaded = abstain.load(path, backend.value)
     difference = float(np.abs(np.array([loaded(one) for one in asked]) - expected).max())
+    loaded.close()
     if not difference <= TOLERANCE:  # also true for NaN
         raise ExportError(
             f"{path}: the selector's scores differ from torch's by {difference:.2e}; {TOLERANCE:.0e} is "

@@ -33,6 +33,9 @@ class Selector(Protocol):
     def __call__(self, features: np.ndarray) -> float:
         """float32 [F] → how right the answer is expected to be, in [0, 1]."""
 
+    def close(self) -> None:
+        """Free what was loaded."""
+
 
 def max_prob(token_logprobs: Sequence[float]) -> float:
     """Product of the token probabilities; 0 without tokens."""
@@ -91,6 +94,9 @@ class _OnnxSelector:
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise ExecutionError(f"ONNX Runtime failed in the selector: {error}") from error
 
+    def close(self) -> None:
+        self._session = None
+
 
 class _LiteRtSelector:
     def __init__(self, path: Path) -> None:
@@ -103,6 +109,9 @@ class _LiteRtSelector:
             return float(self._executor.run(SIGNATURE, {FEATURES: features[None]}, None)[SCORE][0, 0])
         except Exception as error:  # LiteRT raises ValueError, RuntimeError and KeyError alike
             raise ExecutionError(f"LiteRT failed in the selector: {error}") from error
+
+    def close(self) -> None:
+        self._executor.close()
 
 
 class _NumpySelector:
@@ -123,3 +132,6 @@ class _NumpySelector:
         inside = np.maximum(features @ first + bias, 0.0)
         odds = float((inside @ second + end)[0])
         return 1.0 / (1.0 + math.exp(-min(max(odds, -80.0), 80.0)))
+
+    def close(self) -> None:
+        self._layers = []

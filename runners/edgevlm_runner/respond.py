@@ -114,6 +114,8 @@ class Respondent(_Loaded):
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
+        if self._selector is not None:
+            self._selector.close()
         self.runtime.close()
 
     def ask(self, question: str, image: Optional[Path], on_text: Callable[[str], None]) -> Reply:

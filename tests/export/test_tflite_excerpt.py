@@ -22,7 +22,8 @@ def test_one_signature_keeps_its_weights_and_answers(litert_files: Files, tmp_pa
     assert part.stat().st_size < whole.stat().st_size / 3
     token = {"token_ids": np.array([[7]], np.int32)}
     cut, original = (open_executor(path, 1, "cpu", None, True) for path in (part, whole))
-    assert np.array_equal(cut.run("embedder", token, None), original.run("embed_1", token, None))
+    found, wanted = (one.run(name, token, None) for one, name in ((cut, "embedder"), (original, "embed_1")))
+    assert np.array_equal(found["embeddings"], wanted["embeddings"])
 
 
 def test_signatures_share_their_weights(litert_files: Files, tmp_path: Path) -> None:
@@ -47,7 +48,23 @@ def test_an_image_encoder_takes_rows_of_pixels(litert_files: Files, tmp_path: Pa
     assert cut.signatures["vision_32"].inputs == {"images": (1, 32, 32, 3)}
     features = cut.run("vision_32", {"images": pixels}, None)
     wanted = original.run("encode_image", {"pixel_values": channels}, None)
-    np.testing.assert_allclose(features, wanted, atol=1e-5)
+    np.testing.assert_allclose(features["image_features"], wanted["image_features"], atol=1e-5)
+
+
+def test_an_output_can_be_left_out(litert_files: Files, tmp_path: Path) -> None:
+    """LiteRT-LM gets no hidden states; the logits are what they were."""
+    whole, part = litert_files.shipped / MODEL, tmp_path / "decode.tflite"
+    tflite_excerpt.write(whole, {"decode": "decode"}, part, without=("hidden",))
+    cut, original = (open_executor(path, 1, "cpu", None, True) for path in (part, whole))
+    assert set(original.signatures["decode"].outputs) - set(cut.signatures["decode"].outputs) == {"hidden"}
+    inputs = {
+        "embeddings": np.ones((1, 1, SPEC.hidden_size), np.float32),
+        "input_pos": np.zeros(1, np.int32),
+        "mask": np.where(np.arange(SPEC.max_context) > 0, np.float32(-1e4), np.float32(0))[None, None, None],
+    }
+    found, wanted = (one.run("decode", inputs, one.allocate("decode")) for one in (cut, original))
+    assert set(found) == {"logits"}
+    np.testing.assert_array_equal(found["logits"], wanted["logits"])
 
 
 def test_a_missing_signature_is_named(litert_files: Files, tmp_path: Path) -> None:
