@@ -71,8 +71,8 @@ SCHEMES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=resources.DEMO_CLIP)
-    parser.add_argument("--scenes", type=int, default=300, help="each on two grounds")
-    parser.add_argument("--per-condition", type=int, default=20, help="corrupted pictures per severity")
+    parser.add_argument("--scenes", type=int, default=240, help="each on two grounds")
+    parser.add_argument("--per-condition", type=int, default=15, help="corrupted pictures per severity")
     arguments = parser.parse_args()
     with quiet.libraries():
         model, tokenizer = load(arguments.checkpoint)
@@ -92,7 +92,7 @@ def load(checkpoint: Path) -> tuple[Any, Any]:
 def pictures(scenes: int, per_condition: int) -> list[Shown]:
     """Clean ones on both grounds, half as many from outside, corrupted ones, and some for the logit scale."""
     shown = []
-    for split, count, condition in ((Split.EVALUATION, scenes, "clean"), (Split.TUNING, 75, "temperature")):
+    for split, count, condition in ((Split.EVALUATION, scenes, "clean"), (Split.TUNING, 60, "temperature")):
         for index in range(count):
             for side, one in zip(("common", "counter"), counterfactual(split, index), strict=True):
                 shown.append(_shown(one, f"{split.name} {index}", condition, side))
@@ -193,7 +193,7 @@ def measured(reference: Model, artifact: Model) -> DualMetrics:
         artifact_head=artifact.head,
     )
     inside = given.inside
-    return dual.compute(given, Evaluation(bootstrap_resamples=2000, confidence_level=LEVEL)).model_copy(
+    return dual.compute(given, Evaluation(bootstrap_resamples=1000, confidence_level=LEVEL)).model_copy(
         update={
             "retrieval": dual.retrieval_table(
                 reference.similarity, artifact.similarity, reference.relevant, LEVEL

@@ -88,7 +88,7 @@ def test_the_shipped_checkpoint_tells_the_classes_apart(tmp_path: Path) -> None:
         images.append(load_image(tmp_path / f"{index}.png"))
         labels.append(CLASSES.index(common.things[0].name))
     texts = [CLASS_TEMPLATE.format(name) for name in CLASSES]
-    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    inputs = processor(text=texts, images=images, padding="max_length", return_tensors="pt")
     assert inputs.pixel_values.shape == (30, 3, SIDE, SIDE)
     with torch.no_grad():
         said = model(**inputs).logits_per_image.argmax(dim=1)
