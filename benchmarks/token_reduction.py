@@ -30,7 +30,6 @@ from edgevlm_deploy.pipeline.job import Job, Order, prepare
 from edgevlm_deploy.progress import Silent
 from edgevlm_deploy.recipe import Recipe, Reduction, ReductionMethod
 from edgevlm_deploy.reference import Question
-from edgevlm_deploy.samples import gather
 
 BUILD = REPOSITORY / "build" / "benchmarks" / "token-reduction"
 SHARES = (0.75, 0.5, 0.33, 0.22, 0.11)
@@ -84,6 +83,7 @@ def job_of(wanted: Reduction | None, items: int, folder: Path) -> Job:
 def answers(job: Job, rows: Sequence[Item], root: Path) -> list[Answer]:
     """In the order of `rows`. Questions of one length go together, so that none is padded."""
     spec, tokenizer = job.spec, load_tokenizer(job.source.tokenizer)
+    assert isinstance(spec, ModelSpec)
     seed = job.plan.recipe.evaluation.seed
     model = job.load_model()
     asked = [Question(item, from_item(item, root, seed, spec, tokenizer)) for item in rows]
@@ -132,8 +132,8 @@ def pruned_answers(model: Any, batch: Sequence[Question], spec: ModelSpec, token
                 break
     said, sure = torch.cat(tokens, 1).tolist(), torch.cat(logprobs, 1).tolist()
     return [
-        reference.answer_of(one.item.id, *row, spec, tokenizer)
-        for one, *row in zip(batch, said, sure, strict=True)
+        reference.answer_of(one.item.id, row, scores, spec, tokenizer)
+        for one, row, scores in zip(batch, said, sure, strict=True)
     ]
 
 
@@ -153,7 +153,8 @@ def costs(given: argparse.Namespace, wanted: Sequence[Reduction | None]) -> page
     rows = []
     with quiet.libraries(), tempfile.TemporaryDirectory() as temporary:
         whole = job_of(None, given.items, Path(temporary))
-        items = item_table(whole, gather(None, None, None, whole.plan.recipe, whole.cache))
+        assert isinstance(whole.spec, ModelSpec)
+        items = item_table(whole, whole.samples)
         expected = answers(whole, items.rows, items.root)
         tokens = whole.spec.prompt.tokens_per_tile
         length = prompt_tokens(whole, items.rows[0], items.root)
