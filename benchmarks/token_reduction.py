@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ from edgevlm_deploy.pipeline.job import Job, Order, prepare
 from edgevlm_deploy.progress import Silent
 from edgevlm_deploy.recipe import Recipe, Reduction, ReductionMethod
 from edgevlm_deploy.reference import Question
-from edgevlm_deploy.samples import gather
 
 BUILD = REPOSITORY / "build" / "benchmarks" / "token-reduction"
 SHARES = (0.75, 0.5, 0.33, 0.22, 0.11)
@@ -47,7 +47,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=400, help="clean items, and as many corrupted ones")
     parser.add_argument("--timed", type=float, default=0.33, help="share at which bundles are timed")
     parser.add_argument("--rounds", type=int, default=100, help="timed answers of each bundle")
-    parser.add_argument("--reuse", action="store_true", help="keep the bundles that an earlier run compiled")
+    parser.add_argument("--reuse", action="store_true", help="go on where an earlier run stopped")
     parser.add_argument(
         "--markdown", type=Path, help="write the tables, e.g. docs/token-reduction-results.md"
     )
@@ -83,6 +83,7 @@ def job_of(wanted: Reduction | None, items: int, folder: Path) -> Job:
 def answers(job: Job, rows: Sequence[Item], root: Path) -> list[Answer]:
     """In the order of `rows`. Questions of one length go together, so that none is padded."""
     spec, tokenizer = job.spec, load_tokenizer(job.source.tokenizer)
+    assert isinstance(spec, ModelSpec)
     seed = job.plan.recipe.evaluation.seed
     model = job.load_model()
     asked = [Question(item, from_item(item, root, seed, spec, tokenizer)) for item in rows]
@@ -131,8 +132,8 @@ def pruned_answers(model: Any, batch: Sequence[Question], spec: ModelSpec, token
                 break
     said, sure = torch.cat(tokens, 1).tolist(), torch.cat(logprobs, 1).tolist()
     return [
-        reference.answer_of(one.item.id, *row, spec, tokenizer)
-        for one, *row in zip(batch, said, sure, strict=True)
+        reference.answer_of(one.item.id, row, scores, spec, tokenizer)
+        for one, row, scores in zip(batch, said, sure, strict=True)
     ]
 
 
@@ -152,25 +153,25 @@ def costs(given: argparse.Namespace, wanted: Sequence[Reduction | None]) -> page
     rows = []
     with quiet.libraries(), tempfile.TemporaryDirectory() as temporary:
         whole = job_of(None, given.items, Path(temporary))
-        items = item_table(whole, gather(None, None, None, whole.plan.recipe, whole.cache))
+        assert isinstance(whole.spec, ModelSpec)
+        items = item_table(whole, whole.samples)
         expected = answers(whole, items.rows, items.root)
         tokens = whole.spec.prompt.tokens_per_tile
         length = prompt_tokens(whole, items.rows[0], items.root)
         for one in wanted:
-            say("none" if one is None else f"{one.method.value} {one.keep:g}")
-            job = whole if one is None else job_of(one, given.items, Path(temporary))
-            made = expected if one is None else answers(job, items.rows, items.root)
-            found = metrics.compute(items.rows, expected, made, job.plan.recipe.evaluation).estimates
             kept = tokens if one is None else reduction.kept_tokens(tokens, one)
-            rows.append(
-                (
-                    "none" if one is None else one.method.value,
-                    "100 %" if one is None else f"{100 * one.keep:.0f} %",
-                    str(kept),
-                    str(length - tokens + kept),
-                    *(_share(found[name]) for name in MEASURED),
-                )
-            )
+            method = "none" if one is None else one.method.value
+            share = "100 %" if one is None else f"{100 * one.keep:.0f} %"
+            finished = BUILD / f"{recipe(one, given.items).name}-{given.items}-items.json"
+            if not (given.reuse and finished.is_file()):
+                say(f"{method} {share}")
+                job = whole if one is None else job_of(one, given.items, Path(temporary))
+                made = expected if one is None else answers(job, items.rows, items.root)
+                found = metrics.compute(items.rows, expected, made, job.plan.recipe.evaluation).estimates
+                BUILD.mkdir(parents=True, exist_ok=True)
+                finished.write_text(json.dumps([_share(found[name]) for name in MEASURED]))
+            measured = json.loads(finished.read_text())
+            rows.append((method, share, str(kept), str(length - tokens + kept), *measured))
     title = f"Demo model, {given.items} clean and {given.items} corrupted items"
     return page.Table(title, columns, tuple(rows))
 

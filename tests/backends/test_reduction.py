@@ -38,7 +38,9 @@ def run(path: Path, pixels: torch.Tensor) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(str(path), options).run(None, {"pixel_values": pixels.numpy()})[0]
+    session = onnxruntime.InferenceSession(str(path), options)
+    half = session.get_inputs()[0].type == "tensor(float16)"
+    return session.run(None, {"pixel_values": (pixels.half() if half else pixels).numpy()})[0]
 
 
 def features(model: Any, pixels: torch.Tensor) -> Any:
