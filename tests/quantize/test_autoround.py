@@ -19,7 +19,7 @@ LAYERS = "model.text_model.layers"
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoround, "STEPS", 60)
+    monkeypatch.setattr(autoround, "STEPS", 40)
 
 
 def request_of(modules: Any, scheme: Scheme, algorithm: Algorithm = Algorithm.AUTOROUND) -> Request:
