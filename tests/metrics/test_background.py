@@ -98,7 +98,7 @@ def test_small_groups_are_no_worst_group() -> None:
     assert estimates["relative_spurious_gap_increase"].value is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_telling_foreign_questions_is_the_mann_whitney_statistic(seed: int) -> None:
     rng = np.random.default_rng(seed)
