@@ -122,6 +122,7 @@ class GateName(str, Enum):
     PERTURBED_DIVERGENCE_RATE = "perturbed_divergence_rate"
     NEGATION_SUCCESS = "negation_success"
     NEGATION_SUCCESS_DROP = "negation_success_drop"
+    NEGATION_DIVERGENCE_RATE = "negation_divergence_rate"
     PRIOR_BIAS = "prior_bias"
     PRIOR_BIAS_INCREASE = "prior_bias_increase"
     BACKGROUND_GAP = "background_gap"
@@ -413,6 +414,7 @@ class Recipe(Frozen):
         fields = {
             GateName.NEGATION_SUCCESS: ("negation", asked.negation),
             GateName.NEGATION_SUCCESS_DROP: ("negation", asked.negation),
+            GateName.NEGATION_DIVERGENCE_RATE: ("negation", asked.negation),
             GateName.PRIOR_BIAS: ("blind_items", asked.blind_items),
             GateName.PRIOR_BIAS_INCREASE: ("blind_items", asked.blind_items),
             GateName.BACKGROUND_GAP: ("background_items", asked.background_items),
