@@ -30,6 +30,7 @@ SUCCESS = {
     "reference_negation_success": "reference_accuracy",
     "lenient_negation_success": "artifact_lenient",
     "reference_lenient_negation_success": "reference_lenient",
+    "negation_divergence_rate": "diverged",
 }
 """Estimate → column that it is the mean of, over forms."""
 NAMES = (*SUCCESS, "negation_success_drop", "blind_negation_success", "reference_blind_negation_success")

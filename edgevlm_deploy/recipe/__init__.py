@@ -108,6 +108,7 @@ class Recipe(Frozen):
         fields = {
             GateName.NEGATION_SUCCESS: ("negation", asked.negation),
             GateName.NEGATION_SUCCESS_DROP: ("negation", asked.negation),
+            GateName.NEGATION_DIVERGENCE_RATE: ("negation", asked.negation),
             GateName.PRIOR_BIAS: ("blind_items", asked.blind_items),
             GateName.PRIOR_BIAS_INCREASE: ("blind_items", asked.blind_items),
             GateName.BACKGROUND_GAP: ("background_items", asked.background_items),

@@ -24,6 +24,7 @@ class GateName(str, Enum):
     PERTURBED_DIVERGENCE_RATE = "perturbed_divergence_rate"
     NEGATION_SUCCESS = "negation_success"
     NEGATION_SUCCESS_DROP = "negation_success_drop"
+    NEGATION_DIVERGENCE_RATE = "negation_divergence_rate"
     PRIOR_BIAS = "prior_bias"
     PRIOR_BIAS_INCREASE = "prior_bias_increase"
     BACKGROUND_GAP = "background_gap"

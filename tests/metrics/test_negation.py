@@ -76,7 +76,7 @@ def test_counted_by_hand() -> None:
     success = (1 + 1 + 8 / 9 + 6 / 9) / 4
     assert values["negation_success"] == pytest.approx(success)
     assert values["reference_negation_success"] == values["lenient_negation_success"] == 1.0
-    assert values["negation_success_drop"] == pytest.approx(1 - success)
+    assert values["negation_success_drop"] == values["negation_divergence_rate"] == pytest.approx(1 - success)
     blind = rows["counter"].blind
     assert blind is not None and blind.n == 9
     assert values["blind_negation_success"] == values["reference_blind_negation_success"] == 1.0
