@@ -1,4 +1,4 @@
-"""Ask a bundle one question, as `edgevlm run` does."""
+"""Ask a bundle one question, or let it classify one picture, as `edgevlm run` does."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner import abstain
-from edgevlm_runner.contract import Certainty
-from edgevlm_runner.respond import Reply, Respondent
+import numpy as np
+from edgevlm_runner import abstain, zero_shot
+from edgevlm_runner.contract import Certainty, DualEncoderSpec
+from edgevlm_runner.respond import Reply, Respondent, ZeroShot
 
-from edgevlm_deploy.bundle import open_sealed
+from edgevlm_deploy.bundle import Bundle, open_sealed
+from edgevlm_deploy.errors import PromptError
 
 
 def answer(
     path: Path,
-    question: str,
+    question: str | None,
     image: Path | None,
     unsealed: bool,
     on_text: Callable[[str], None],
@@ -25,19 +27,57 @@ def answer(
 
     A bundle that may abstain decides after the last token, so its answer comes in one piece, or a sentence
     that says why there is none; what is returned holds the answer anyway.
-    Raises BundleError when the bundle has not passed its gates, unless `unsealed` is given.
+    A dual encoder needs a picture; `question` may name other classes than the bundle's, separated by
+    commas, and the answer has `classes`: probability and cosine of each, the likeliest first.
+    Raises BundleError when the bundle has not passed its gates, unless `unsealed` is given, PromptError when
+    question or picture is missing.
     """
     bundle = open_sealed(path, unsealed)
+    if isinstance(bundle.model, DualEncoderSpec):
+        return _classify(bundle, bundle.model, question, image, on_text, emulate)
+    if not question:
+        raise PromptError("This bundle answers questions: give one with --prompt.")
     certainty = bundle.certainty
     with Respondent(bundle, emulate=emulate) as respondent:
         reply = respondent.ask(question, image, (lambda _: None) if certainty.abstain else on_text)
     if certainty.abstain:
         on_text(withheld(reply, certainty) if reply.abstained else reply.text)
+    return {**_common(bundle, reply), "tokens": len(reply.token_ids)}
+
+
+def _classify(
+    bundle: Bundle,
+    spec: DualEncoderSpec,
+    classes: str | None,
+    image: Path | None,
+    on_text: Callable[[str], None],
+    emulate: bool,
+) -> dict[str, Any]:
+    if image is None:
+        raise PromptError("This bundle classifies pictures: give one with --image.")
+    others = [one.strip() for one in (classes or "").split(",") if one.strip()]
+    if classes and len(set(others)) < 2:
+        raise PromptError(f"A classifier chooses among two classes or more, separated by commas: {classes!r}")
+    with ZeroShot(bundle, emulate=emulate) as respondent:
+        if others:
+            respondent.choose_among(list(dict.fromkeys(others)))
+        reply, names = respondent.ask(image), respondent.classes
+    on_text(withheld(reply, bundle.certainty) if reply.abstained else reply.text)
+    probabilities = np.exp(zero_shot.log_probabilities(np.array(reply.scores), spec))
+    ranked = sorted(zip(names, probabilities, reply.scores, strict=True), key=lambda row: -row[2])
+    listed = [
+        {"class": name, "probability": float(probability), "cosine": cosine}
+        for name, probability, cosine in ranked
+    ]
+    return {**_common(bundle, reply), "classes": listed}
+
+
+def _common(bundle: Bundle, reply: Reply) -> dict[str, Any]:
+    certainty = bundle.certainty
     return {
         "answer": reply.text,
         "abstained": reply.abstained,
         "deployable": bool(bundle.seal and bundle.seal["deployable"]),
-        "tokens": len(reply.token_ids),
         "confidence": abstain.scaled(reply.confidence, certainty.temperature),
         "max_prob": abstain.max_prob(reply.token_logprobs),
         "selector": reply.selector,

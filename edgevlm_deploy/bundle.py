@@ -30,7 +30,7 @@ from edgevlm_runner.bundle import (
     unpack,
     verify,
 )
-from edgevlm_runner.contract import FORMAT_VERSION, Answer, Certainty, Item, ModelSpec, to_json, write_jsonl
+from edgevlm_runner.contract import FORMAT_VERSION, Answer, Certainty, Item, Model, to_json, write_jsonl
 from edgevlm_runner.storage import require_free, storage_errors
 
 from edgevlm_deploy.artifacts import (
@@ -96,7 +96,7 @@ class Parts:
     """
 
     name: str
-    model: ModelSpec
+    model: Model
     graphs: Path
     tokenizer: Path
     items: Sequence[Item]

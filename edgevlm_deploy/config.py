@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgevlm_deploy.errors import ConfigError
 
@@ -18,6 +18,9 @@ class Frozen(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Frozen)
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+"""Of a whole: between 0 and 1."""
 
 
 def load_yaml(path: Path, cls: type[ConfigT]) -> ConfigT:

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.runtimes.litert import MODEL
 
 from edgevlm_deploy import bundle
@@ -64,10 +65,12 @@ def _litertlm(opened: Bundle, path: Path, out: Path) -> dict[str, Any]:
 
     facts = {"name": str(opened.manifest["name"]), "edgevlm_bundle": opened.digest, **_state(opened)}
     tokenizer = opened.path("tokenizer/tokenizer.json")
-    model = _model(opened, path)
+    model, spec = _model(opened, path), opened.model
+    if not isinstance(spec, ModelSpec):
+        raise BundleError(f"{path} holds a dual encoder; LiteRT-LM runs models that answer in words.")
     try:
-        sections = litertlm.write(model, opened.model, tokenizer, facts, opened.digest, out)
-        compared = litertlm_check.compare(out, opened)
+        sections = litertlm.write(model, spec, tokenizer, facts, opened.digest, out)
+        compared = litertlm_check.compare(out, opened, spec)
     except Exception:
         out.unlink(missing_ok=True)
         raise

@@ -14,9 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import CLEAN, Answer, Item, ModelSpec, read_jsonl, write_jsonl
+from edgevlm_runner import zero_shot
+from edgevlm_runner.contract import (
+    CLEAN,
+    Answer,
+    DualEncoderSpec,
+    Item,
+    Model,
+    ModelSpec,
+    read_jsonl,
+    write_jsonl,
+)
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.inputs import Inputs, from_item, load_tokenizer
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 BATCH = 32
 """Questions, or picture tiles if they are more."""
@@ -39,7 +51,7 @@ def answer(
     items: Sequence[Item],
     root: Path,
     seed: int,
-    spec: ModelSpec,
+    spec: Model,
     tokenizer_file: Path,
     directory: Path,
     progress: Callable[[int], None],
@@ -53,6 +65,7 @@ def answer(
     pictures are. `progress` is called with the number of newly answered items.
     """
     tokenizer = load_tokenizer(tokenizer_file)
+    respond = _respondent(model, spec, tokenizer)
     partial = directory / "partial.jsonl"
     done = {one.item_id: one for one in _finished(partial)}
     progress(len(done))
@@ -63,13 +76,13 @@ def answer(
     missing = [item for item in items if item.id not in done]
     with partial.open("a", encoding="utf-8") as out:
         for batch in batches(ask(missing), BATCH):
-            for one in generate(model, batch, spec, tokenizer):
+            for one in respond(batch):
                 out.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
                 done[one.item_id] = one
             out.flush()
             progress(len(batch))
     clean = [item for item in items if item.condition == CLEAN][:NOISE_FLOOR_ITEMS]
-    alone = (one for question in ask(clean) for one in generate(model, [question], spec, tokenizer))
+    alone = (one for question in ask(clean) for one in respond([question]))
     write_jsonl(directory / "again.jsonl", alone)
     write_jsonl(directory / "answers.jsonl", (done[item.id] for item in items))
     partial.unlink()
@@ -99,6 +112,54 @@ def batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]
                 batch = []
             batch.append(question)
         yield batch
+
+
+def _respondent(
+    model: Any, spec: Model, tokenizer: Tokenizer
+) -> Callable[[Sequence[Question]], list[Answer]]:
+    """What answers one batch."""
+    if isinstance(spec, DualEncoderSpec):
+        classes = class_embeddings(model, spec, tokenizer)
+        return lambda batch: classify(model, batch, spec, classes)
+    return lambda batch: generate(model, batch, spec, tokenizer)
+
+
+def class_embeddings(model: Any, spec: DualEncoderSpec, tokenizer: Tokenizer) -> NDArray[np.float32]:
+    """float32 [classes, D] of length 1, by the transformers model."""
+    import torch
+
+    def encode(input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        # Without a mask: SigLIP was trained to read its padding, and CLIP cannot see it.
+        with torch.inference_mode():
+            features = model.get_text_features(input_ids=torch.from_numpy(input_ids)).pooler_output
+        embeds: NDArray[np.float32] = features.float().numpy()
+        return embeds
+
+    return zero_shot.embed_classes(encode, spec.text.classes, spec.text, tokenizer)
+
+
+def classify(
+    model: Any, batch: Sequence[Question], spec: DualEncoderSpec, classes: NDArray[np.float32]
+) -> list[Answer]:
+    """The likeliest class of each picture by the transformers model."""
+    import torch
+
+    pixels = [one.inputs.pixel_values for one in batch if one.inputs.pixel_values is not None]
+    with torch.inference_mode():
+        features = model.get_image_features(pixel_values=torch.from_numpy(np.concatenate(pixels)))
+    embeds = features.pooler_output.float().numpy()
+    choices = [zero_shot.choose(embed, classes, spec) for embed in embeds]
+    return [
+        Answer(
+            item_id=question.item.id,
+            text=spec.text.classes[choice.place],
+            token_ids=(choice.place,),
+            token_logprobs=(choice.log_probability,),
+            finished=True,
+            scores=choice.scores,
+        )
+        for question, choice in zip(batch, choices, strict=True)
+    ]
 
 
 def generate(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer: Any) -> list[Answer]:

@@ -5,8 +5,9 @@ Every generated token reads the decoder's weights once, and the first one the vi
     first token ≥ (vision encoder + decoder) / bandwidth
     answer      ≥ first token + (tokens − 1) · decoder / bandwidth
 
-Arithmetic, activations, launches and preprocessing come on top. A bound is no measurement: the gates on
-latency and memory stay open until a device says otherwise.
+A dual encoder has no decoder: its answer takes one reading of the vision encoder. Arithmetic, activations,
+launches and preprocessing come on top. A bound is no measurement: the gates on latency and memory stay open
+until a device says otherwise.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def reasons(
     manifest: Mapping[str, Any], graphs: Mapping[str, str], target: Target, tokens: float
 ) -> dict[str, str]:
     """Gate → why it is skipped, with the bound where the target says its bandwidth."""
-    vision, decoder = (weight_bytes(manifest["files"], graphs[one]) for one in ("vision_encoder", "decoder"))
+    vision, decoder = (
+        weight_bytes(manifest["files"], graphs[one]) if one in graphs else 0
+        for one in ("vision_encoder", "decoder")
+    )
     found = dict.fromkeys(
         (GateName.TIME_TO_FIRST_TOKEN_MS_P95, GateName.LATENCY_MS_P95, GateName.PEAK_RSS_BYTES), NOT_MEASURED
     )
@@ -51,7 +55,8 @@ def reasons(
         )
         at = f"reading the weights at {bandwidth:g} GB/s alone takes"
         found[GateName.TIME_TO_FIRST_TOKEN_MS_P95] += f"; {at} {first:.2g} ms"
-        found[GateName.LATENCY_MS_P95] += f"; {at} {whole:.2g} ms for {tokens:.1f} tokens"
+        answer = f"{whole:.2g} ms for {tokens:.1f} tokens" if decoder else f"{whole:.2g} ms"
+        found[GateName.LATENCY_MS_P95] += f"; {at} {answer}"
     estimate = manifest["verification"].get("estimated_memory_bytes")
     if estimate is not None:
         found[GateName.PEAK_RSS_BYTES] += (

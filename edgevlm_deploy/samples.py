@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,12 @@ class Samples:
         """Everything that items are made of."""
         return (*self.evaluation, *self.calibration, *self.counterfactuals, *self.ood)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every accepted answer, sorted: the classes, where pictures are labelled."""
+        given = (*self.calibration, *self.evaluation)
+        return tuple(sorted({answer for one in given for answer in one.answers}))
+
 
 def gather(
     data: Path | None,
@@ -45,47 +52,65 @@ def gather(
     recipe: Recipe,
     cache: Path,
     ood: Path | None = None,
+    labelled: bool = False,
 ) -> Samples:
     """`data` is judged; `calibration` calibrates, or a fifth of the pictures in `data` when it is None.
 
-    Without `data`, the demo's scenes are rendered into `cache`. Raises DataError and NotFoundError.
+    Without `data`, the demo's scenes are rendered into `cache`. With `labelled`, the data are pictures with
+    a class each, which is also their group unless the data names another.
+    Raises DataError and NotFoundError.
     """
-    foreign = _foreign(ood, recipe)
     if data is None and calibration is not None:
         raise DataError("--calibration without --data: give the evaluation items as well.")
-    own = _demo(recipe, cache) if data is None else _given(data, calibration, images, recipe)
+    if data is None and labelled:
+        raise DataError(
+            "A dual encoder is judged on pictures with a class: give --data, a folder with one sub-folder "
+            "per class or a .jsonl file with `image` and `label`."
+        )
+    own = _demo(recipe, cache) if data is None else _given(data, calibration, images, recipe, labelled)
+    foreign = (*own.ood, *(datasets.load(ood, labelled=labelled) if ood is not None else ()))
+    _check_foreign(foreign, recipe)
     # Nothing that is judged was calibrated on, and nothing foreign is at home here.
     datasets.check_disjoint(own.calibration, (*own.counterfactuals, *foreign))
     datasets.check_disjoint(own.evaluation, foreign)
     return replace(own, ood=foreign)
 
 
-def _foreign(path: Path | None, recipe: Recipe) -> tuple[datasets.Sample, ...]:
-    if path is not None:
-        return datasets.load(path)
+def _check_foreign(foreign: Sequence[datasets.Sample], recipe: Recipe) -> None:
     for gate in recipe.gates:
-        if gate.metric in (GateName.OOD_AUROC, GateName.OOD_AUROC_DROP):
+        if gate.metric in (GateName.OOD_AUROC, GateName.OOD_AUROC_DROP) and not foreign:
             raise DataError(
                 f"the gate on {gate.metric.value} needs questions of another distribution: give --ood."
             )
-    return ()
 
 
-def _given(data: Path, calibration: Path | None, images: Path | None, recipe: Recipe) -> Samples:
+def _given(
+    data: Path, calibration: Path | None, images: Path | None, recipe: Recipe, labelled: bool
+) -> Samples:
     """A counterfactual goes with its original: it is judged when that one is."""
-    judged, swapped = datasets.separate(datasets.load(data, images))
+    read = datasets.load(data, images, labelled=labelled)
+    judged, swapped = datasets.separate(tuple(one for one in read if not one.ood))
     if calibration is None:
         calibrating, judged = datasets.split(judged, seed=recipe.evaluation.seed, share=CALIBRATION_SHARE)
     else:
-        calibrating = datasets.load(calibration, images)
+        given = datasets.load(calibration, images, labelled=labelled)
+        calibrating = tuple(one for one in given if not one.ood)
         datasets.check_disjoint(calibrating, judged)
+    if labelled:
+        calibrating, judged, swapped = map(_by_class, (calibrating, judged, swapped))
     here = {sample.id for sample in judged}
     return Samples(
         calibrating,
         judged,
         counterfactuals=tuple(one for one in swapped if one.counterfactual_of in here),
+        ood=tuple(one for one in read if one.ood),
         tuning=calibrating if recipe.abstain else (),
     )
+
+
+def _by_class(samples: Sequence[datasets.Sample]) -> tuple[datasets.Sample, ...]:
+    """The class is the group, unless the data names another."""
+    return tuple(replace(one, group=one.group or "".join(one.answers)) for one in samples)
 
 
 def _demo(recipe: Recipe, cache: Path) -> Samples:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import Answer, read_jsonl
+from edgevlm_runner.contract import Answer, DualEncoderSpec, read_jsonl
 from edgevlm_runner.measure import read_evidence
 
 from edgevlm_deploy import bundle, device, metrics, roofline, verdict
@@ -18,12 +18,14 @@ from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.device import Device
 from edgevlm_deploy.errors import BundleError
-from edgevlm_deploy.metrics import Estimate, Metrics
+from edgevlm_deploy.metrics import Estimate, Metrics, dual, scored
+from edgevlm_deploy.metrics.dual_tables import DualMetrics
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.recipe import Gate
 from edgevlm_deploy.target import Target
 from edgevlm_deploy.verdict import Verdict
 
+DUAL_METRICS = "dual_metrics.json"
 NOT_DEPLOYABLE = "Not deployable: sealed on request although not all gates passed."
 
 
@@ -99,7 +101,7 @@ class Judged:
 
 def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
     """Judge the evidence in `directory`, which may come from another machine, and write
-    `metrics.json` and `verdict.json` beside it.
+    `metrics.json` and `verdict.json` beside it; of a dual encoder `dual_metrics.json` too, from all scores.
 
     Raises BundleError when the evidence is not this bundle's.
     """
@@ -113,6 +115,10 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
     floor = Estimate.model_validate(opened.manifest["reference"]["noise_floor"])
     decided = verdict.judge(gates, measured, measurements, noise_floor=floor)
     write_text_atomic(directory / "metrics.json", measured.model_dump_json(indent=1) + "\n")
+    if isinstance(opened.model, DualEncoderSpec):
+        scores = scored.of(opened.model, opened.items, reference, answers)
+        found = dual.compute(scores, recipe.evaluation).model_dump_json(indent=1)
+        write_text_atomic(directory / DUAL_METRICS, found + "\n")
     write_text_atomic(directory / "verdict.json", decided.model_dump_json(indent=1) + "\n")
     return Judged(decided, measured, evidence)
 
@@ -147,6 +153,7 @@ def write_report(opened: Bundle, directory: Path, out: Path) -> None:
         _read(Metrics, directory / "metrics.json"),
         _read(Verdict, directory / "verdict.json"),
         out,
+        _read(DualMetrics, directory / DUAL_METRICS) if (directory / DUAL_METRICS).is_file() else None,
     )
 
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE, DualEncoderSpec, Model
 from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy.errors import MissingExtraError
@@ -28,11 +28,24 @@ _THREE_GRAPHS = {
     "embedding": "graphs/embedding.onnx",
     "decoder": "graphs/decoder.onnx",
 }
-GRAPH_NAMES = {
-    Backend.ONNXRUNTIME: _THREE_GRAPHS,
-    Backend.TENSORRT: _THREE_GRAPHS,
-    Backend.LITERT: {"model": "graphs/model.tflite"},
+_TWO_GRAPHS = {
+    "vision_encoder": "graphs/vision_encoder.onnx",
+    "text_encoder": "graphs/text_encoder.onnx",
 }
+_ONE_FILE = {"model": "graphs/model.tflite"}
+GRAPH_NAMES: Mapping[str, Mapping[Backend, Mapping[str, str]]] = {
+    GENERATIVE: {
+        Backend.ONNXRUNTIME: _THREE_GRAPHS,
+        Backend.TENSORRT: _THREE_GRAPHS,
+        Backend.LITERT: _ONE_FILE,
+    },
+    DUAL_ENCODER: {
+        Backend.ONNXRUNTIME: _TWO_GRAPHS,
+        Backend.TENSORRT: _TWO_GRAPHS,
+        Backend.LITERT: _ONE_FILE,
+    },
+}
+"""kind of model → backend → component → path inside the bundle."""
 
 PACKAGES: Mapping[Backend, tuple[str, ...]] = {
     Backend.ONNXRUNTIME: (),
@@ -61,7 +74,7 @@ class Compile(Protocol):
         self,
         load_source: Callable[[], Any],
         quantized: QuantizedModel | None,
-        spec: ModelSpec,
+        spec: Model,
         samples: Sequence[Inputs],
         out_dir: Path,
     ) -> CompiledGraphs:
@@ -75,17 +88,19 @@ class Compile(Protocol):
         """
 
 
-def graph_names(backend: Backend) -> dict[str, str]:
-    """component → path inside the bundle."""
-    return dict(GRAPH_NAMES[backend])
+def graph_names(backend: Backend, kind: str = GENERATIVE) -> dict[str, str]:
+    """component → path inside the bundle, for a model of that kind (`ModelSpec.kind`)."""
+    return dict(GRAPH_NAMES[kind][backend])
 
 
-def with_profiles(spec: ModelSpec, recipe: Recipe, target: Target) -> ModelSpec:
+def with_profiles(spec: Model, recipe: Recipe, target: Target) -> Model:
     """The shapes that engines are built for, where the backend builds engines."""
     if target.backend is not Backend.TENSORRT:
         return spec
     from edgevlm_deploy.backends import tensorrt
 
+    if isinstance(spec, DualEncoderSpec):
+        return dataclasses.replace(spec, profiles=tensorrt.encoder_profiles(spec))
     profiles = tensorrt.profiles(target, spec, recipe.image.usual_tiles, recipe.generation.usual_prompt)
     return dataclasses.replace(spec, profiles=profiles)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from edgevlm_runner.contract import ModelSpec
+import numpy as np
+from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes.litert import MODEL
+from edgevlm_runner.runtimes.litert_encoders import ENCODE_IMAGE, ENCODE_TEXT, LiteRtEncoders
 
 from edgevlm_deploy.backends import CompiledGraphs
 from edgevlm_deploy.backends.half import half_precision, in_half
@@ -22,7 +24,7 @@ from edgevlm_deploy.quantize.table import QuantizedTable
 def compile(
     load_source: Callable[[], Any],
     quantized: QuantizedModel | None,
-    spec: ModelSpec,
+    spec: Model,
     samples: Sequence[Inputs],
     out_dir: Path,
     plan: Plan,
@@ -34,16 +36,13 @@ def compile(
     calibration  questions that give an NPU's activations their ranges; called once per signature
     """
     from edgevlm_deploy.export import (
-        litert,
-        tflite_calibration,
         tflite_integers,
         tflite_readback,
-        verify_litert,
     )
     from edgevlm_deploy.quantize import fakequant
 
     made = in_half(quantized or QuantizedModel(QuantizedTable({})))
-    lengths = litert.StaticLengths(*plan.recipe.generation.static_lengths(spec.max_context))
+    parts: _Parts = _Encoders(spec) if isinstance(spec, DualEncoderSpec) else _Generative(spec, plan)
     reference = fakequant.apply(half_precision(load_source()), made)
     path = out_dir / spec.graphs[MODEL]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,21 +50,94 @@ def compile(
         root = Path(temporary)
         exact = root / spec.graphs[MODEL]
         exact.parent.mkdir(parents=True)
-        litert.export(reference, lengths, exact, spec.hidden)
+        parts.export(reference, exact)
         bits = _activation_bits(plan)
         calibrated = None
         if bits:
-            names = ["encode_image", *lengths.signatures()]
-            calls = {one: tflite_calibration.calls(root, spec, one, calibration()) for one in names}
-            calibrated = tflite_integers.Calibrated(bits, calls)
+            calibrated = tflite_integers.Calibrated(bits, parts.calls(root, calibration))
         tflite_integers.write(exact, made.table, path, calibrated)
         counted = tflite_readback.check(exact, path, made.table, bits)
-        verification = verify_litert.verify(reference, spec, root, out_dir, samples)
+        verification = parts.verify(reference, root, out_dir, samples)
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={spec.graphs[MODEL]: path.stat().st_size},
         verification={**verification.numbers(), **dataclasses.asdict(counted)},
     )
+
+
+class _Parts(Protocol):
+    """What differs between kinds of models."""
+
+    def export(self, source: Any, path: Path) -> None:
+        """The float file."""
+
+    def calls(
+        self, root: Path, calibration: Callable[[], Iterable[Inputs]]
+    ) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+        """Signature of the float file below `root` → its inputs while the calibration questions run."""
+
+    def verify(self, reference: Any, exact: Path, root: Path, samples: Sequence[Inputs]) -> Any:
+        """The float file below `exact` against torch, the file below `root` against that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Generative:
+    spec: ModelSpec
+    plan: Plan
+
+    @property
+    def _lengths(self) -> Any:
+        from edgevlm_deploy.export import litert
+
+        return litert.StaticLengths(*self.plan.recipe.generation.static_lengths(self.spec.max_context))
+
+    def export(self, source: Any, path: Path) -> None:
+        from edgevlm_deploy.export import litert
+
+        litert.export(source, self._lengths, path, self.spec.hidden)
+
+    def calls(
+        self, root: Path, calibration: Callable[[], Iterable[Inputs]]
+    ) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+        from edgevlm_deploy.export import tflite_calibration
+
+        names = ["encode_image", *self._lengths.signatures()]
+        return {one: tflite_calibration.calls(root, self.spec, one, calibration()) for one in names}
+
+    def verify(self, reference: Any, exact: Path, root: Path, samples: Sequence[Inputs]) -> Any:
+        from edgevlm_deploy.export import verify_litert
+
+        return verify_litert.verify(reference, self.spec, exact, root, samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoders:
+    spec: DualEncoderSpec
+
+    def export(self, source: Any, path: Path) -> None:
+        from edgevlm_deploy.export import litert
+
+        litert.export_encoders(source, self.spec.text, path)
+
+    def calls(
+        self, root: Path, calibration: Callable[[], Iterable[Inputs]]
+    ) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+        return {
+            ENCODE_IMAGE: (
+                {"pixel_values": one.pixel_values} for one in calibration() if one.pixel_values is not None
+            ),
+            ENCODE_TEXT: ({"token_ids": one.input_ids.astype(np.int32)} for one in calibration()),
+        }
+
+    def verify(self, reference: Any, exact: Path, root: Path, samples: Sequence[Inputs]) -> Any:
+        from edgevlm_deploy.export import verify_encoders
+        from edgevlm_deploy.export.verify_litert import TOLERANCE
+
+        with LiteRtEncoders(exact, self.spec) as runtime:
+            observed = verify_encoders.observe_runtime(runtime, samples)
+        with LiteRtEncoders(root, self.spec) as shipped:
+            empty = QuantizedTable({})
+            return verify_encoders.conclude(reference, empty, samples, observed, shipped, TOLERANCE)
 
 
 def _activation_bits(plan: Plan) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec
 from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy.backends import CompiledGraphs
@@ -15,22 +15,29 @@ from edgevlm_deploy.backends.half import half_precision, in_half
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedTable
 
+Exporter = Callable[[Any], Any]
+"""Source model → float graph of one component."""
+
 
 def compile(
     load_source: Callable[[], Any],
     quantized: QuantizedModel | None,
-    spec: ModelSpec,
+    spec: Model,
     samples: Sequence[Inputs],
     out_dir: Path,
 ) -> CompiledGraphs:
     """See `edgevlm_deploy.backends.Compile`."""
-    from edgevlm_deploy.export.verify import verify
+    from edgevlm_deploy.export import verify, verify_encoders
     from edgevlm_deploy.quantize import fakequant
 
     made = in_half(quantized or QuantizedModel(QuantizedTable({})))
     files = _write(half_precision(load_source()), made, spec, out_dir)
     reference = fakequant.apply(half_precision(load_source()), made)
-    verification = verify(reference, made.table, spec, out_dir, samples)
+    verification: Any
+    if isinstance(spec, DualEncoderSpec):
+        verification = verify_encoders.verify(reference, made.table, spec, out_dir, samples)
+    else:
+        verification = verify.verify(reference, made.table, spec, out_dir, samples)
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
@@ -38,27 +45,15 @@ def compile(
     )
 
 
-def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Path) -> list[Path]:
+def _write(source: Any, quantized: QuantizedModel, spec: Model, out_dir: Path) -> list[Path]:
     """Export one component after the other, so that one float graph at a time is in memory."""
-    from edgevlm_deploy.export import onnx, readback
-    from edgevlm_deploy.export.passes import rms_norm, rotary
+    from edgevlm_deploy.export import readback
     from edgevlm_deploy.quantize import fakequant
 
     # The integers are written into the graph later; here only the floats change.
     fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
 
-    def decoder(source: Any) -> Any:
-        layer = None if spec.pruning is None else spec.pruning.layer
-        model = onnx.export_decoder(source, layer, spec.hidden)
-        rms_norm.fuse_rms_norm(model)
-        rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context), layer)
-        return model
-
-    exporters: dict[str, Callable[[Any], Any]] = {
-        "vision_encoder": onnx.export_vision_encoder,
-        "embedding": onnx.export_embedding,
-        "decoder": decoder,
-    }
+    exporters = _encoders(spec) if isinstance(spec, DualEncoderSpec) else _generative(spec)
     files: list[Path] = []
     found: set[str] = set()
     for component, export in exporters.items():
@@ -70,6 +65,33 @@ def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Pat
         found |= modules
     quantized.table.require(found)
     return files
+
+
+def _generative(spec: ModelSpec) -> dict[str, Exporter]:
+    from edgevlm_deploy.export import onnx
+    from edgevlm_deploy.export.passes import rms_norm, rotary
+
+    def decoder(source: Any) -> Any:
+        layer = None if spec.pruning is None else spec.pruning.layer
+        model = onnx.export_decoder(source, layer, spec.hidden)
+        rms_norm.fuse_rms_norm(model)
+        rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context), layer)
+        return model
+
+    return {
+        "vision_encoder": onnx.export_vision_encoder,
+        "embedding": onnx.export_embedding,
+        "decoder": decoder,
+    }
+
+
+def _encoders(spec: DualEncoderSpec) -> dict[str, Exporter]:
+    from edgevlm_deploy.export import onnx_encoders
+
+    return {
+        "vision_encoder": onnx_encoders.export_vision_encoder,
+        "text_encoder": lambda source: onnx_encoders.export_text_encoder(source, spec.text),
+    }
 
 
 def _write_component(model: Any, table: QuantizedTable, path: Path) -> tuple[set[str], tuple[Path, ...]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import ModelSpec, Profiles
+from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec, Profiles
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.preprocess import most_tiles
 from edgevlm_runner.runtimes import decoder_window
@@ -37,13 +37,13 @@ QUESTION_TOKENS = 32
 def compile(
     load_source: Callable[[], Any],
     quantized: QuantizedModel | None,
-    spec: ModelSpec,
+    spec: Model,
     samples: Sequence[Inputs],
     out_dir: Path,
     plan: Plan,
 ) -> CompiledGraphs:
     """See `edgevlm_deploy.backends.Compile`; the plan's target names the release."""
-    from edgevlm_deploy.export.verify_tensorrt import verify
+    from edgevlm_deploy.export import verify_tensorrt
     from edgevlm_deploy.quantize import fakequant
 
     made = in_half(quantized or QuantizedModel(QuantizedTable({})))
@@ -57,7 +57,11 @@ def compile(
     files = _write(load(), made, spec, out_dir, chosen)
     estimates = _lint(spec, out_dir, plan.target)
     reference = fakequant.apply(load(), made)
-    verification = verify(reference, made.table, spec, out_dir, samples)
+    verification: Any
+    if isinstance(spec, DualEncoderSpec):
+        verification = verify_tensorrt.verify_encoders(reference, made.table, spec, out_dir, samples)
+    else:
+        verification = verify_tensorrt.verify(reference, made.table, spec, out_dir, samples)
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
@@ -135,21 +139,26 @@ def profiles(target: Target, spec: ModelSpec, usual_tiles: int | None, usual_tok
     }
 
 
-def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Path, chosen: Any) -> list[Path]:
+def encoder_profiles(spec: DualEncoderSpec) -> Profiles:
+    """One picture, one text: a camera gives pictures one by one, and texts are embedded once."""
+    side = spec.image.side
+    return {
+        "vision_encoder": [{"pixel_values": [[1, 3, side, side]] * 3}],
+        "text_encoder": [{"input_ids": [[1, spec.text.length]] * 3}],
+    }
+
+
+def _write(source: Any, quantized: QuantizedModel, spec: Model, out_dir: Path, chosen: Any) -> list[Path]:
     """Export one component after the other, so that one float graph at a time is in memory."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    from edgevlm_deploy.export import graph, readback, tensorrt
+    from edgevlm_deploy.export import graph, readback
     from edgevlm_deploy.export.passes import half_initializers, quantize_dequantize, strip_traces
     from edgevlm_deploy.quantize import fakequant
 
     table = quantized.table
     fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
-    exporters: dict[str, Callable[[], Any]] = {
-        "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),
-        "embedding": lambda: tensorrt.export_embedding(source, chosen),
-        "decoder": lambda: tensorrt.export_decoder(source, chosen, spec.max_context, spec.hidden),
-    }
+    exporters = _exporters(source, spec, chosen)
     files: list[Path] = []
     found: set[str] = set()
     for component, export in exporters.items():
@@ -168,7 +177,24 @@ def _write(source: Any, quantized: QuantizedModel, spec: ModelSpec, out_dir: Pat
     return files
 
 
-def _lint(spec: ModelSpec, out_dir: Path, target: Target) -> Mapping[str, int]:
+def _exporters(source: Any, spec: Model, chosen: Any) -> dict[str, Callable[[], Any]]:
+    from edgevlm_deploy.export import tensorrt, tensorrt_encoders
+
+    if isinstance(spec, DualEncoderSpec):
+        text = spec.text
+        return {
+            "vision_encoder": lambda: tensorrt_encoders.export_vision_encoder(source, chosen),
+            "text_encoder": lambda: tensorrt_encoders.export_text_encoder(source, text, chosen),
+        }
+    context, hidden = spec.max_context, spec.hidden
+    return {
+        "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),
+        "embedding": lambda: tensorrt.export_embedding(source, chosen),
+        "decoder": lambda: tensorrt.export_decoder(source, chosen, context, hidden),
+    }
+
+
+def _lint(spec: Model, out_dir: Path, target: Target) -> Mapping[str, int]:
     """Every rule on every graph; returns the memory estimates. Raises ExportError for what TensorRT
     refuses.
     """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
-from edgevlm_runner.contract import ModelSpec
-from edgevlm_runner.inputs import Inputs, from_picture, load_tokenizer
+from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec
+from edgevlm_runner.inputs import Inputs, from_class, from_picture, load_tokenizer
 from edgevlm_runner.preprocess import load_image
 from numpy.typing import NDArray
 
@@ -38,10 +38,13 @@ class Batches(Sequence[Batch]):
 
     The pixels are those of the device's preprocessing. The answer is there because its tokens run
     through the decoder too, and their activations have to be in range.
+
+    For a dual encoder a row is a picture [1, 3, S, S] and a sentence about its class [1, T]. T is always the
+    text encoder's length: quantisers watch stacks of layers in a graph of one shape.
     """
 
     calibration: CalibrationSet
-    spec: ModelSpec
+    spec: Model
     tokenizer: Tokenizer
 
     def __len__(self) -> int:
@@ -60,8 +63,16 @@ class Batches(Sequence[Batch]):
         import torch
 
         picture = load_image(self.calibration.directory / row.image) if row.image else None
+        if isinstance(self.spec, DualEncoderSpec):
+            whole = replace(self.spec, text=replace(self.spec.text, padded=True))
+            pair = from_class(picture, row.answer, whole, self.tokenizer)
+            texts = torch.from_numpy(pair.input_ids)
+            batch = {"input_ids": texts, "attention_mask": torch.ones_like(texts)}
+            if pair.pixel_values is not None:
+                batch["pixel_values"] = torch.from_numpy(pair.pixel_values)
+            return batch
         inputs = from_picture(picture, row.prompt, self.spec, self.tokenizer)
-        ids = torch.from_numpy(self._with_answer(inputs.input_ids, row))
+        ids = torch.from_numpy(self._with_answer(inputs.input_ids, row, self.spec))
         labels = ids.clone()
         labels[:, : inputs.input_ids.size] = NO_LABEL
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
@@ -72,31 +83,31 @@ class Batches(Sequence[Batch]):
             batch["pixel_attention_mask"] = torch.ones((1, tiles, side, side), dtype=torch.bool)
         return batch
 
-    def _with_answer(self, asked: NDArray[np.int64], row: Row) -> NDArray[np.int64]:
+    def _with_answer(self, asked: NDArray[np.int64], row: Row, spec: ModelSpec) -> NDArray[np.int64]:
         """int64 [1, T]; the answer follows the prompt after a space, as in training."""
         ids = asked.reshape(-1).tolist()
         if row.answer:
-            template = self.spec.prompt.with_image if row.image else self.spec.prompt.text_only
+            template = spec.prompt.with_image if row.image else spec.prompt.text_only
             space = "" if template[-1:].isspace() else " "
             ids += self.tokenizer.encode(space + row.answer, add_special_tokens=False).ids
-            ids.append(self.spec.eos_token_ids[0])
-        if len(ids) > self.spec.max_context:
+            ids.append(spec.eos_token_ids[0])
+        if len(ids) > spec.max_context:
             raise DataError(
                 f"calibration sample {row.sample_id}: {len(ids)} tokens, the context holds "
-                f"{self.spec.max_context}. Shorten the question, lower image.max_tiles or raise "
+                f"{spec.max_context}. Shorten the question, lower image.max_tiles or raise "
                 "generation.max_context."
             )
         return np.asarray([ids], np.int64)
 
 
-def inputs(calibration: CalibrationSet, spec: ModelSpec, tokenizer: Path) -> Iterator[Inputs]:
+def inputs(calibration: CalibrationSet, spec: Model, tokenizer: Path) -> Iterator[Inputs]:
     """The same rows as a device sees them; the answer follows the question."""
     for batch in batches(calibration, spec, tokenizer):
         pixels = batch.get("pixel_values")
         yield Inputs(None if pixels is None else pixels[0].numpy(), batch["input_ids"].numpy())
 
 
-def batches(calibration: CalibrationSet, spec: ModelSpec, tokenizer: Path) -> Batches:
+def batches(calibration: CalibrationSet, spec: Model, tokenizer: Path) -> Batches:
     """A sequence that can be walked any number of times; each walk makes the tensors anew.
 
     `tokenizer` is a tokenizer.json.

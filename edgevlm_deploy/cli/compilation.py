@@ -9,7 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from edgevlm_deploy.cli.application import AllowFailing, AsJson, BundlePath, Emulate, app, show
+from edgevlm_deploy.cli.application import AllowFailing, AsJson, BundlePath, Emulate, app, show, table
+
+SHOWN_CLASSES = 5
+"""The likeliest; `--json` has all of them."""
 
 
 class Form(str, Enum):
@@ -121,7 +124,12 @@ def validate(
 )
 def run(
     bundle: BundlePath,
-    prompt: Annotated[str, typer.Option(help="The question.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="The question; for a zero-shot classifier, other classes than its own, separated by commas."
+        ),
+    ] = None,
     image: Annotated[
         Path | None, typer.Option(help="The picture; leave it out for a question alone.")
     ] = None,
@@ -131,7 +139,8 @@ def run(
     emulate: Emulate = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a sealed bundle one question and stream its answer. It may abstain, if its recipe says so."""
+    """Ask a sealed bundle one question and stream its answer, or let it classify a picture. It may abstain,
+    if its recipe says so."""
     from edgevlm_deploy import ask
 
     if as_json:
@@ -139,6 +148,11 @@ def run(
         return
     reply = ask.answer(bundle, prompt, image, unsealed, lambda text: typer.echo(text, nl=False), emulate)
     typer.echo()
+    if "classes" in reply:
+        rows = [(f"{one['probability']:.3f}", one["class"]) for one in reply["classes"][:SHOWN_CLASSES]]
+        typer.echo(table(("probability", "class"), rows))
+        typer.echo(f"{reply['latency_ms']:.0f} ms · confidence {reply['confidence']:.2f}", err=True)
+        return
     typer.echo(
         f"first token {reply['time_to_first_token_ms']:.0f} ms · {reply['tokens']} tokens · "
         f"confidence {reply['confidence']:.2f}",

@@ -29,11 +29,14 @@ FORMATS = (
 _HEAD_BYTES = 1 << 16
 
 
-def load(path: Path, images: Path | None = None, question: str | None = None) -> tuple[Sample, ...]:
+def load(
+    path: Path, images: Path | None = None, question: str | None = None, labelled: bool = False
+) -> tuple[Sample, ...]:
     """Read a data set; its format is what is found at `path`.
 
     images    where relative picture names are looked up; None: beside the file
     question  what to ask of every picture, for picture folders only
+    labelled  every picture has a class, and nothing is asked
 
     Every picture is decoded once. Raises NotFoundError when there is nothing at `path`, DataError with
     file and line of every bad row, or when the format is unknown or ambiguous.
@@ -44,15 +47,17 @@ def load(path: Path, images: Path | None = None, question: str | None = None) ->
         raise NotFoundError(f"{images}: no such folder of pictures.")
     problems = Problems(path)
     try:
-        return complete(_rows(path, images, question, problems), problems)
+        return complete(_rows(path, images, question, labelled, problems), problems, labelled)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
 
 
-def _rows(path: Path, images: Path | None, question: str | None, problems: Problems) -> list[Row]:
+def _rows(
+    path: Path, images: Path | None, question: str | None, labelled: bool, problems: Problems
+) -> list[Row]:
     files = _files(path)
     if not files:
-        return folder.read(path, question, problems)
+        return folder.read(path, "" if labelled else question, problems)
     if question is not None:
         raise DataError(f"{path}: a question is given for picture folders only; these data have their own.")
     return [row for file in files for row in _read(file, images, problems)]

@@ -1,7 +1,7 @@
 """A folder of pictures sorted into one folder per answer: `FOLDER/<answer>/<picture>`.
 
-One question is asked of every picture: the given one, else the text of `FOLDER/question.txt`.
-An underscore in a folder's name stands for a space in the answer.
+One question is asked of every picture: the given one, else the text of `FOLDER/question.txt`; where
+pictures are classified, none. An underscore in a folder's name stands for a space in the answer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ QUESTION = "question.txt"
 
 
 def read(path: Path, question: str | None, problems: Problems) -> list[Row]:
-    """One row per picture; files that are no pictures, and deeper folders, are problems."""
-    asked = question or _question(path)
+    """One row per picture; files that are no pictures, and deeper folders, are problems.
+
+    question: "" asks nothing, None takes the folder's own.
+    """
+    asked = _question(path) if question is None else question
     rows = []
     for folder in answer_folders(path):
         answer = folder.name.replace("_", " ")

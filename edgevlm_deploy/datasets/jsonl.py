@@ -6,8 +6,12 @@
 without a picture. `answers` is a list, `answer` a single one; both may be absent in calibration data.
 `id` (default: the line number), `group` and `background` (default: "") are optional. With
 `counterfactual_of` a row names another one whose question it asks again about the same picture on another
-background. The file is the user's own,
-so absolute paths and `..` are followed.
+background. Pictures that are only classified have a class in place of question and answers:
+
+    {"image": "cat.jpg", "label": "cat", "background": "beach", "split": "counter"}
+
+`split` ("common" or "counter") is optional; a picture of none of the classes has `"ood": true` and no label.
+The file is the user's own, so absolute paths and `..` are followed.
 """
 
 from __future__ import annotations
@@ -19,7 +23,11 @@ from typing import Any
 from edgevlm_deploy.datasets.sample import Problems, Row, Sample, names, text
 from edgevlm_deploy.errors import DataError
 
-KEYS = {"image", "question", "answer", "answers", "id", "group", "background", "counterfactual_of"}
+KEYS = {
+    *("image", "question", "answer", "answers", "id", "group", "background", "counterfactual_of"),
+    *("label", "split", "ood"),
+}
+SPLITS = ("", "common", "counter")
 
 
 def read(path: Path, images: Path | None, problems: Problems) -> list[Row]:
@@ -62,20 +70,26 @@ def _sample(
     before = len(problems.found)
     if unknown := set(data) - KEYS:
         problems.add(where, f"unknown key {names(unknown)}; known are {names(KEYS)}.")
-    if "answer" in data and "answers" in data:
-        problems.add(where, "has both `answer` and `answers`; keep one.")
+    if len({"answer", "answers", "label"} & set(data)) > 1:
+        problems.add(where, "has more than one of `answer`, `answers` and `label`; keep one.")
     image = data.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         problems.add(where, f"image: expected a path or null, got {image!r}.")
-    question = text(data.get("question"))
+    is_classified = "label" in data or "ood" in data
+    question = text(data.get("question", "" if is_classified else None))
     if question is None:
         problems.add(where, f"question: expected text, got {data.get('question')!r}.")
-    defaults = {"id": default_id, "group": "", "background": "", "counterfactual_of": ""}
+    defaults = {"id": default_id, "group": "", "background": "", "counterfactual_of": "", "split": ""}
     values = {key: text(data.get(key, default)) for key, default in defaults.items()}
     for key, value in values.items():
         if value is None:
             problems.add(where, f"{key}: expected text, got {data[key]!r}.")
-    answers = data.get("answers", [data["answer"]] if "answer" in data else [])
+    if values["split"] not in SPLITS:
+        problems.add(where, f'split: expected "common" or "counter", got {data["split"]!r}.')
+    if not isinstance(data.get("ood", False), bool):
+        problems.add(where, f"ood: expected true or false, got {data['ood']!r}.")
+    single = [data[key] for key in ("answer", "label") if key in data]
+    answers = data.get("answers", single)
     accepted = [text(one) for one in answers] if isinstance(answers, list) else [None]
     if None in accepted:
         problems.add(where, f"answers: expected text or a list of texts, got {answers!r}.")
@@ -89,5 +103,7 @@ def _sample(
         prompt=str(question),
         answers=tuple(str(one) for one in accepted),
         background=str(values["background"]),
+        split=str(values["split"]),
+        ood=bool(data.get("ood", False)),
         counterfactual_of=str(values["counterfactual_of"]),
     )

@@ -1,4 +1,4 @@
-"""One question about one picture, as every data format delivers it."""
+"""One question about one picture, or one picture and its class, as every data format delivers it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ class Sample:
     image_id: str
     """SHA-256 of the picture's file, "" without a picture."""
     prompt: str
+    """"" where nothing is asked: the picture is to be classified."""
     answers: tuple[str, ...]
     background: str = ""
     """What is behind the objects, "" when the data do not say."""
     counterfactual_of: str = ""
     """Id of the sample that this one repeats on a picture with another background; "" for all others."""
+    split: str = ""
+    """"common" or "counter": whether class and background usually go together."""
+    ood: bool = False
+    """Whether the picture shows none of the classes."""
 
     @property
     def cluster(self) -> str:
@@ -67,9 +72,10 @@ class Problems:
         raise DataError("\n".join(lines))
 
 
-def complete(rows: list[Row], problems: Problems) -> tuple[Sample, ...]:
+def complete(rows: list[Row], problems: Problems, labelled: bool) -> tuple[Sample, ...]:
     """Decode every picture once, add its digest, and check what holds for all formats.
 
+    labelled: pictures with a class each, about which nothing is asked.
     Raises DataError that lists every bad row: empty question, repeated id, missing or broken picture.
     """
     pictures: dict[Path, str | ImageError] = {}
@@ -77,9 +83,13 @@ def complete(rows: list[Row], problems: Problems) -> tuple[Sample, ...]:
     samples: list[Sample] = []
     for row in rows:
         sample = row.sample
-        if not sample.prompt.strip():
+        if labelled:
+            _check_label(row, problems)
+        elif not sample.prompt.strip():
             problems.add(row.where, "the question is empty.")
-        if not all(map(_is_unicode, (sample.id, sample.group, sample.prompt, *sample.answers))):
+        if not all(
+            map(_is_unicode, (sample.id, sample.group, sample.prompt, sample.background, *sample.answers))
+        ):
             problems.add(row.where, "holds half a surrogate pair, which is no Unicode text.")
         if sample.id in seen:
             problems.add(row.where, f"id {sample.id!r} was used before, at {seen[sample.id]}.")
@@ -97,6 +107,16 @@ def complete(rows: list[Row], problems: Problems) -> tuple[Sample, ...]:
     if not samples:
         raise DataError(f"{problems.source}: holds no questions.")
     return tuple(samples)
+
+
+def _check_label(row: Row, problems: Problems) -> None:
+    sample = row.sample
+    if sample.prompt:
+        problems.add(row.where, "asks a question; a dual encoder is given a picture and a `label`.")
+    if sample.image is None:
+        problems.add(row.where, "has no picture to classify.")
+    if len(sample.answers) != (0 if sample.ood else 1):
+        problems.add(row.where, "a picture has one `label`, and none when it is marked `ood`.")
 
 
 def _identify(path: Path) -> str | ImageError:

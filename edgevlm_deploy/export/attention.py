@@ -39,19 +39,26 @@ class KeyValues:
 
 
 def _multi_head_attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **_: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float,
+    is_causal: bool = False,
+    **_: Any,
 ) -> tuple[Any, None]:
-    """q, k, v [B, heads, T, head dim] → [B, T, heads, head dim]; bidirectional, nothing masked."""
+    """q, k, v [B, heads, T, head dim] → [B, T, heads, head dim]; causal or not, nothing else masked."""
     import torch
 
     if attention_mask is not None:
-        raise ValueError("full tiles have no attention mask")
+        raise ValueError("full tiles and whole texts have no attention mask")
     batch, heads, tokens, size = query.shape
     q, k, v = (x.transpose(1, 2).reshape(batch, tokens, heads * size) for x in (query, key, value))
     out = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         (q, k, v),
-        attrs={"num_heads": heads, "scale": float(scaling)},
+        attrs={"num_heads": heads, "scale": float(scaling), "unidirectional": int(is_causal)},
         dtype=q.dtype,
         shape=(batch, tokens, heads * size),
         version=1,

@@ -11,6 +11,11 @@ The mask is added to the scores: 0 where a token is seen, −1e4 where not (−i
 and `decode` have the longest cache; a shorter one of C tokens has `prefill_N_cache_C` and `decode_cache_C`,
 which is how litert-torch's own exporter of language models names them.
 
+A dual encoder has two signatures:
+
+    encode_image   pixel_values [1, 3, S, S] → image_embeds [1, D]
+    encode_text    token_ids int32 [1, T] → text_embeds [1, D]
+
 Decoding starts from embeddings, as prefill does. The runner's `step` is then one kind of call, and LiteRT-LM
 takes such a decoder next to an embedder; a decoder from tokens would need the embedding table twice.
 Prefill has no logits: the last token of a prompt is decoded, so nobody pays for logits that nobody reads.
@@ -27,11 +32,14 @@ from unittest import mock
 
 import torch
 from edgevlm_runner import abstain
+from edgevlm_runner.contract import TextSpec
+from edgevlm_runner.runtimes.litert_encoders import ENCODE_IMAGE, ENCODE_TEXT
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import ExportError, StorageError
 from edgevlm_deploy.export.attention import PLAIN_ATTENTION, STATIC_CACHE_ATTENTION, StaticCache, attention
 from edgevlm_deploy.export.components import Embedding, VisionEncoder, check_rotary
+from edgevlm_deploy.export.encoders import PictureEncoder, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -140,13 +148,51 @@ def export(source: Any, lengths: StaticLengths, path: Path, hidden: bool = False
             mock.patch.object(torch.nn.LayerNorm, "forward", _layer_norm),
         ):
             made = converter.convert(strict_export=False)
-        expected = {"encode_image", *_embed_lengths(lengths), *lengths.signatures()}
-        try:
-            made.export(str(path))
-        except OSError as error:
-            raise StorageError(
-                f"{path}: cannot be written ({error}). Free space or choose another folder."
-            ) from error
+        _save(made, {"encode_image", *_embed_lengths(lengths), *lengths.signatures()}, path)
+
+
+def export_encoders(source: Any, text: TextSpec, path: Path) -> None:
+    """Write the float graphs of a dual encoder to `path`. Raises what `export` raises."""
+    side = source.config.vision_config.image_size
+    with _library() as library, torch.no_grad():
+        converter = library.signature(
+            ENCODE_IMAGE,
+            _Named(PictureEncoder(source), "pixel_values", "image_embeds").eval(),
+            sample_kwargs={"pixel_values": torch.zeros(1, 3, side, side)},
+        )
+        converter.signature(
+            ENCODE_TEXT,
+            _Named(TextEncoder(source, text, with_mask=True), "token_ids", "text_embeds").eval(),
+            sample_kwargs={"token_ids": torch.ones(1, text.length, dtype=torch.int32)},
+        )
+        with (
+            attention(source.vision_model.config, PLAIN_ATTENTION),
+            attention(source.text_model.config, PLAIN_ATTENTION),
+            mock.patch.object(torch.nn.LayerNorm, "forward", _layer_norm),
+        ):
+            made = converter.convert(strict_export=False)
+        _save(made, {ENCODE_IMAGE, ENCODE_TEXT}, path)
+
+
+class _Named(torch.nn.Module):  # type: ignore[misc]
+    """A module of one tensor, whose result has a name."""
+
+    def __init__(self, module: Any, given: str, result: str) -> None:
+        super().__init__()
+        self.module, self._given, self._result = module, given, result
+
+    def forward(self, **given: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {self._result: self.module(given[self._given])}
+
+
+def _save(made: Any, expected: set[str], path: Path) -> None:
+    """Raises ExportError for other signatures than the expected ones, StorageError."""
+    try:
+        made.export(str(path))
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error}). Free space or choose another folder."
+        ) from error
     from edgevlm_deploy.export import tflite
 
     found = set(tflite.load(path).signatures)

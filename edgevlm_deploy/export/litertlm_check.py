@@ -13,7 +13,7 @@ from typing import Any
 
 from edgevlm_runner import prompt
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, Item
+from edgevlm_runner.contract import CLEAN, Item, ModelSpec
 from edgevlm_runner.inputs import load_tokenizer
 from edgevlm_runner.respond import Respondent
 
@@ -37,7 +37,7 @@ class Compared:
     """LiteRT-LM resizes pictures with a filter of its own."""
 
 
-def compare(path: Path, bundle: Bundle) -> Compared:
+def compare(path: Path, bundle: Bundle, spec: ModelSpec) -> Compared:
     """Ask the package at `path` up to `QUESTIONS` clean items, without and with their picture.
 
     Raises ExportError when it cannot be run, reads a prompt as other tokens or answers otherwise,
@@ -45,7 +45,7 @@ def compare(path: Path, bundle: Bundle) -> Compared:
     """
     clean = [item for item in bundle.items if item.condition == CLEAN]
     items = clean[:: max(1, len(clean) // QUESTIONS)][:QUESTIONS]
-    seen = [] if bundle.model.image.split else [item for item in items if item.image]
+    seen = [] if spec.image.split else [item for item in items if item.image]
     with Respondent(bundle, threads=1) as respondent:
         own_texts = [respondent.ask(item.prompt, None, lambda _: None).text for item in items]
         own_pictures = [respondent.answer(item)[1].text for item in seen]
@@ -54,9 +54,9 @@ def compare(path: Path, bundle: Bundle) -> Compared:
 
         cpu = litert_lm.Backend.CPU(thread_count=1)
         with litert_lm.Engine(str(path), cpu, cache_dir=":nocache", vision_backend=cpu) as engine:
-            _check_tokens(path, engine, bundle, items)
-            texts = [_ask(engine, bundle, item.prompt) for item in items]
-            pictures = [_ask(engine, bundle, _with_picture(bundle, item)) for item in seen]
+            _check_tokens(path, engine, bundle, spec, items)
+            texts = [_ask(engine, spec, item.prompt) for item in items]
+            pictures = [_ask(engine, spec, _with_picture(bundle, item)) for item in seen]
     made = Compared(len(items), _equal(texts, own_texts), len(seen), _equal(pictures, own_pictures))
     if made.text_equal < SAME * made.text_questions:
         raise ExportError(
@@ -66,13 +66,13 @@ def compare(path: Path, bundle: Bundle) -> Compared:
     return made
 
 
-def _check_tokens(path: Path, engine: Any, bundle: Bundle, items: Sequence[Item]) -> None:
+def _check_tokens(path: Path, engine: Any, bundle: Bundle, spec: ModelSpec, items: Sequence[Item]) -> None:
     tokenizer = load_tokenizer(bundle.path("tokenizer/tokenizer.json"))
     for item in items:
-        text = prompt.build(item.prompt, None, bundle.model.prompt)
+        text = prompt.build(item.prompt, None, spec.prompt)
         if engine.tokenize(text) != prompt.encode(tokenizer, text)[0].tolist():
             raise ExportError(f"{path}: LiteRT-LM reads {text!r} as other tokens than the runner.")
-    if [list(one) for one in engine.eos_token_ids] != [[one] for one in bundle.model.eos_token_ids]:
+    if [list(one) for one in engine.eos_token_ids] != [[one] for one in spec.eos_token_ids]:
         raise ExportError(f"{path}: LiteRT-LM ends answers at {engine.eos_token_ids}.")
 
 
@@ -81,8 +81,8 @@ def _with_picture(bundle: Bundle, item: Item) -> dict[str, Any]:
     return {"role": "user", "content": [picture, {"type": "text", "text": item.prompt}]}
 
 
-def _ask(engine: Any, bundle: Bundle, message: Any) -> str:
-    with engine.create_conversation(max_output_tokens=bundle.model.max_new_tokens) as conversation:
+def _ask(engine: Any, spec: ModelSpec, message: Any) -> str:
+    with engine.create_conversation(max_output_tokens=spec.max_new_tokens) as conversation:
         return str(conversation.send_message(message)).strip()
 
 

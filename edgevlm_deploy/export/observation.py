@@ -40,10 +40,10 @@ class ObservedRuntime:
         self._observed: dict[str, dict[str, str]] = {}
         for component, path in graphs.items():
             model = graph.load(path)
-            self._observed[component] = _expose_quantized_inputs(model)
+            self._observed[component] = expose_quantized_inputs(model)
             exposed = directory / f"observed_{path.name}"
             graph.save(model, exposed)
-            self._sessions[component] = _session(exposed)
+            self._sessions[component] = open_exactly(exposed)
         self.clear()
 
     def clear(self) -> None:
@@ -138,7 +138,7 @@ def write_exact(path: Path, directory: Path) -> Path:
     return exact
 
 
-def _expose_quantized_inputs(model: ir.Model) -> dict[str, str]:
+def expose_quantized_inputs(model: ir.Model) -> dict[str, str]:
     """Make the quantised input of every int8 product a graph output; module → output name."""
     exposed = {}
     for node in model.graph:
@@ -151,7 +151,8 @@ def _expose_quantized_inputs(model: ir.Model) -> dict[str, str]:
     return exposed
 
 
-def _session(path: Path) -> Any:
+def open_exactly(path: Path) -> Any:
+    """A session without optimisation, whose products of bytes are exact."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

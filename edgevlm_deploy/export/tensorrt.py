@@ -74,8 +74,8 @@ def export_vision_encoder(source: Any, dialect: Dialect) -> ir.Model:
     side = source.config.vision_config.image_size
     wanted = STANDARD_ATTENTION if dialect.standard else PLAIN_ATTENTION
     with attention(source.model.vision_model.config, wanted), _norms(source, dialect):
-        return _trace(
-            VisionEncoder(_in(source, dialect)),
+        return trace(
+            VisionEncoder(cast(source, dialect)),
             (torch.zeros(2, 3, side, side, dtype=dialect.dtype),),
             ({0: "tiles"},),
             ["pixel_values"],
@@ -86,8 +86,8 @@ def export_vision_encoder(source: Any, dialect: Dialect) -> ir.Model:
 
 def export_embedding(source: Any, dialect: Dialect) -> ir.Model:
     ids = torch.zeros(1, 3, dtype=torch.int32)
-    embedding = Embedding(_in(source, dialect))
-    return _trace(embedding, (ids,), ({1: "tokens"},), ["input_ids"], ["inputs_embeds"], dialect)
+    embedding = Embedding(cast(source, dialect))
+    return trace(embedding, (ids,), ({1: "tokens"},), ["input_ids"], ["inputs_embeds"], dialect)
 
 
 def export_decoder(source: Any, dialect: Dialect, max_context: int, hidden: bool = False) -> ir.Model:
@@ -113,11 +113,11 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int, hidden: bool
     else:
         outputs.append("new_keys_values")
     kind = _UpdateDecoder if dialect.standard else _AppendDecoder
-    module: Any = kind(_in(source, dialect), max_context, hidden)
+    module: Any = kind(cast(source, dialect), max_context, hidden)
     wanted = STANDARD_ATTENTION if dialect.standard else STATIC_CACHE_ATTENTION
     cache_axes = tuple({} if dialect.standard else {1: "past"} for _ in cache)
     with attention(source.model.text_model.config, wanted), _norms(source, dialect), module.rotation():
-        return _trace(
+        return trace(
             module,
             (*(tensor for tensor, _ in inputs.values()), *cache),
             (*(axes for _, axes in inputs.values()), cache_axes),
@@ -225,7 +225,7 @@ class _UpdateDecoder(_AppendDecoder):
             yield
 
 
-def _in(source: Any, dialect: Dialect) -> Any:
+def cast(source: Any, dialect: Dialect) -> Any:
     """Parameters in the dialect's type. Not buffers: the rotary frequencies would lose their digits."""
     for parameter in source.parameters():
         parameter.data = parameter.data.to(dialect.dtype)
@@ -236,7 +236,7 @@ def _pairs(past: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, torch.Te
     return tuple(zip(past[0::2], past[1::2], strict=True))
 
 
-def _trace(
+def trace(
     module: Any,
     arguments: tuple[Any, ...],
     axes: tuple[Any, ...],
@@ -255,12 +255,22 @@ def _norms(source: Any, dialect: Dialect) -> Iterator[None]:
     """Norms as one operator where the release has it, and spelled out where not."""
     with contextlib.ExitStack() as stack:
         rms_norm = type(source.model.text_model.norm)
+        stack.enter_context(layer_norms(dialect))
         if dialect.standard:
             stack.enter_context(mock.patch.object(rms_norm, "forward", _rms_norm))
         if not dialect.layer_norm:
-            stack.enter_context(mock.patch.object(torch.nn.LayerNorm, "forward", _spelled_layer_norm))
             stack.enter_context(mock.patch.object(rms_norm, "forward", _spelled_rms_norm))
         yield
+
+
+@contextlib.contextmanager
+def layer_norms(dialect: Dialect) -> Iterator[None]:
+    """LayerNormalization where the release has it, spelled out where not."""
+    if dialect.layer_norm:
+        yield
+    else:
+        with mock.patch.object(torch.nn.LayerNorm, "forward", _spelled_layer_norm):
+            yield
 
 
 def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -229,7 +229,7 @@ def compare(
     """Torch on the same inputs; its decoder gets the graph's embeddings: each part is judged alone."""
     text = reference.model.text_model
     first = sample.input_ids.shape[1] - 1
-    with torch.inference_mode(), _given_ties(reference, table, observed.quantized) as ties:
+    with torch.inference_mode(), given_ties(reference, table, observed.quantized) as ties:
         features = _torch_features(reference, sample)
         embeds = _embedded(
             lambda ids: text.embed_tokens(torch.from_numpy(ids)).numpy(),
@@ -243,10 +243,10 @@ def compare(
     found = Compared(
         vision=0.0
         if features is None
-        else _difference("image features", observed.features, features, tolerance),
-        embedding=_difference("embeddings", observed.embeds, embeds, tolerance),
-        logits=_difference("logits", observed.logits, logits, tolerance),
-        hidden=_difference("hidden states", observed.states, states[0].numpy(), tolerance)
+        else difference("image features", observed.features, features, tolerance),
+        embedding=difference("embeddings", observed.embeds, embeds, tolerance),
+        logits=difference("logits", observed.logits, logits, tolerance),
+        hidden=difference("hidden states", observed.states, states[0].numpy(), tolerance)
         if spec.hidden
         else 0.0,
         ties=ties[0],
@@ -283,7 +283,7 @@ def _torch_features(reference: Any, sample: Inputs) -> Floats | None:
     return result
 
 
-def _difference(what: str, found: Floats | None, expected: Floats, tolerance: float) -> float:
+def difference(what: str, found: Floats | None, expected: Floats, tolerance: float) -> float:
     if found is None or found.shape != expected.shape:
         raise ExportError(f"The exported {what} have another shape than torch's {list(expected.shape)}.")
     difference = relative(found, expected)
@@ -318,7 +318,7 @@ def measure(runtime: Runtime, spec: ModelSpec, sample: Inputs, observed: Observe
 
 
 @contextmanager
-def _given_ties(
+def given_ties(
     reference: Any, table: QuantizedTable, quantized: Mapping[str, NDArray[np.int8]]
 ) -> Iterator[list[int]]:
     """While torch runs, inputs on a rounding tie take the graph's integer; yields [number of them]."""

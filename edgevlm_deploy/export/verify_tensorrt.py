@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import DualEncoderSpec, ModelSpec
 from edgevlm_runner.inputs import Inputs
-from edgevlm_runner.runtimes.emulation import EmulatedTensorRt
+from edgevlm_runner.runtimes.emulation import SETTINGS, EmulatedTensorRt
+from edgevlm_runner.runtimes.onnxruntime_encoders import OnnxEncoders
 from numpy.typing import NDArray
 
 from edgevlm_deploy.export import graph
+from edgevlm_deploy.export.observation import open_exactly
 from edgevlm_deploy.export.passes import widen
 from edgevlm_deploy.export.verify import (
     TOLERANCE,
@@ -29,6 +31,8 @@ from edgevlm_deploy.export.verify import (
     conclude,
     observe,
 )
+from edgevlm_deploy.export.verify_encoders import EncoderVerification, Observed, pixels_of
+from edgevlm_deploy.export.verify_encoders import conclude as conclude_encoders
 from edgevlm_deploy.quantize.table import QuantizedTable
 
 
@@ -92,6 +96,38 @@ def verify(
             observed = [observe(runtime, spec, sample) for sample in samples]
     with EmulatedTensorRt(root, spec) as shipped:
         return conclude(reference, table, spec, samples, observed, shipped, TOLERANCE)
+
+
+def verify_encoders(
+    reference: Any, table: QuantizedTable, spec: DualEncoderSpec, root: Path, samples: Sequence[Inputs]
+) -> EncoderVerification:
+    """The same for a dual encoder."""
+    with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
+        exact = {name: Path(temporary) / f"{name}.onnx" for name in spec.graphs}
+        for name, path in spec.graphs.items():
+            write_observable(root / path, exact[name])
+        vision, text = (_Observing(exact[name]) for name in ("vision_encoder", "text_encoder"))
+        observed = []
+        for sample in samples:
+            image, seen = vision.run("pixel_values", pixels_of(sample))
+            words, also = text.run("input_ids", sample.input_ids.astype(np.int32))
+            observed.append(Observed(image, words, {**seen, **also}))
+    with OnnxEncoders(root, spec, settings=SETTINGS) as shipped:
+        return conclude_encoders(reference, table, samples, observed, shipped, TOLERANCE)
+
+
+class _Observing:
+    """One graph of `write_observable`."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = open_exactly(path)
+
+    def run(self, name: str, array: NDArray[Any]) -> tuple[Floats, dict[str, NDArray[np.int8]]]:
+        """(the graph's own output, module → its int8 input)"""
+        names = [one.name for one in self._session.get_outputs()]
+        outputs = dict(zip(names, self._session.run(names, {name: array}), strict=True))
+        seen = {one[len(_OBSERVED) :]: outputs[one] for one in names if one.startswith(_OBSERVED)}
+        return outputs[names[0]], seen
 
 
 def write_observable(path: Path, out: Path) -> None:

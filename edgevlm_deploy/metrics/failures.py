@@ -55,8 +55,11 @@ def sort(
 ) -> tuple[dict[str, Taxonomy], tuple[FailedItem, ...]]:
     """(name of each of `wholes` → failures by category, every failure of the artifact).
 
-    `blind`: "reference" and "artifact" → base_id → answer without the picture.
+    `blind`: "reference" and "artifact" → base_id → answer without the picture. Both results are empty for a
+    classifier: the rules are about words of questions, and it was asked none.
     """
+    if not any(item.prompt for item in pairs.items):
+        return {}, ()
     judged = {
         whose: {place: judge(one) for place, one in failures(pairs, whose, blind[whose]).items()}
         for whose in (REFERENCE, ARTIFACT)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from edgevlm_runner.contract import CLEAN, TEMPERATURE, Answer, Item
+from edgevlm_runner.contract import CLEAN, TEMPERATURE, Answer, DualEncoderSpec, Item, Kind
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
@@ -95,6 +96,45 @@ class Scored:
     @property
     def _clean(self) -> Flags:
         return np.array([condition == CLEAN for condition in self.conditions], dtype=np.bool_)
+
+
+def of(
+    spec: DualEncoderSpec, items: Sequence[Item], reference: Sequence[Answer], artifact: Sequence[Answer]
+) -> Scored:
+    """The class scores in a bundle's answers: clean, corrupted, held-out and foreign pictures.
+
+    Raises DataError when an answer is missing, or has no scores.
+    """
+    kinds = (Kind.CLEAN, Kind.TEMPERATURE, Kind.CORRUPTED, Kind.OOD)
+    kept = [item for item in items if item.kind in kinds]
+    head = Head(spec.logit_scale, None if spec.activation == "softmax" else spec.logit_bias)
+    places = {name: place for place, name in enumerate(spec.text.classes)}
+    return Scored(
+        classes=tuple(spec.text.classes),
+        labels=np.array(
+            [OUTSIDE if item.kind is Kind.OOD else places[item.answers[0]] for item in kept], np.int64
+        ),
+        image_ids=tuple(item.image_id for item in kept),
+        # What tells a foreign picture here is its label.
+        conditions=tuple(CLEAN if item.kind is Kind.OOD else item.condition for item in kept),
+        groups=tuple(
+            f"{item.answers[0]} on {item.background}" if item.background and item.answers else ""
+            for item in kept
+        ),
+        splits=tuple(item.split for item in kept),
+        reference=_cosines(kept, reference, "reference"),
+        artifact=_cosines(kept, artifact, "artifact"),
+        reference_head=head,
+        artifact_head=head,
+    )
+
+
+def _cosines(items: Sequence[Item], answers: Sequence[Answer], whose: str) -> Floats:
+    scores = {answer.item_id: answer.scores for answer in answers}
+    missing = [item.id for item in items if not scores.get(item.id)]
+    if missing:
+        raise DataError(f"class scores: the {whose} gave none for {len(missing)} items, e.g. {missing[0]!r}.")
+    return np.array([scores[item.id] for item in items], np.float64)
 
 
 def items(scored: Scored) -> tuple[Item, ...]:

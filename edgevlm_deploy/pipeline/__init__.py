@@ -16,7 +16,6 @@ from edgevlm_deploy.pipeline.graphs import exported_graphs, quantized_model
 from edgevlm_deploy.pipeline.job import DEMO, Order, needs_emulation, prepare
 from edgevlm_deploy.pipeline.packing import bundle_folder, provenance_of
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.samples import gather
 
 __all__ = ["DEMO", "Order", "compile", "needs_emulation"]
 
@@ -28,15 +27,12 @@ def compile(order: Order, watch: Watcher) -> Path:
     """
     with quiet.libraries():
         job = prepare(order, watch)
-        watch.begin("Data")
-        recipe = job.plan.recipe
-        samples = gather(order.data, order.calibration, order.images, recipe, job.cache, order.ood)
-        calibrated = calibration_set(job, samples.calibration)
-        items = item_table(job, samples)
+        calibrated = calibration_set(job, job.samples.calibration)
+        items = item_table(job, job.samples)
         answers = reference_answers(job, items)
         quantized = quantized_model(job, calibrated)
         exported = exported_graphs(job, items, calibrated, quantized)
-        fitted = fitted_certainty(job, items, samples.tuning, exported)
+        fitted = fitted_certainty(job, items, job.samples.tuning, exported)
         provenance = provenance_of(job, calibrated, answers, exported, fitted)
         folder = bundle_folder(job, order.name, items, answers, exported, provenance, fitted)
         return bundle.pack(folder, order.out / f"{order.name}{bundle.SUFFIX}")

@@ -10,18 +10,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from edgevlm_runner import abstain, runtimes
-from edgevlm_runner.contract import TEMPERATURE, Answer, Certainty, from_json, read_jsonl, to_json
+from edgevlm_runner import abstain, runtimes, zero_shot
+from edgevlm_runner.contract import (
+    TEMPERATURE,
+    Answer,
+    Certainty,
+    DualEncoderSpec,
+    Item,
+    ModelSpec,
+    from_json,
+    read_jsonl,
+    to_json,
+)
 from edgevlm_runner.generate import generate
 from edgevlm_runner.inputs import from_item, load_tokenizer
 from edgevlm_runner.respond import usable_cores
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from edgevlm_deploy import datasets, selector
 from edgevlm_deploy.artifacts import file_digest, pretty_json, stage, write_text_atomic
@@ -96,7 +107,9 @@ def _answers(job: Job, asked: Items, exported: Path) -> Path:
     job.watch.begin("Held-out answers", len(asked.rows))
 
     def answer(out: Path) -> None:
-        row_bytes = 4 * (3 * job.spec.hidden_size + 1) if job.spec.hidden else 0
+        spec, row_bytes = job.spec, 0
+        if isinstance(spec, ModelSpec) and spec.hidden:
+            row_bytes = 4 * (3 * spec.hidden_size + 1)
         done = _resume(out, row_bytes)
         job.watch.advance(done)
         with (out / _ANSWERS).open("ab") as lines, (out / _FEATURES).open("ab") as rows:
@@ -108,6 +121,11 @@ def _answers(job: Job, asked: Items, exported: Path) -> Path:
 def _ask(job: Job, asked: Items, done: int, exported: Path, lines: BinaryIO, rows: BinaryIO) -> None:
     spec, seed = job.spec, job.plan.recipe.evaluation.seed
     tokenizer = load_tokenizer(job.source.tokenizer)
+    if isinstance(spec, DualEncoderSpec):
+        for row in _classified(spec, asked.rows[done:], asked.root, seed, tokenizer, exported):
+            lines.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False).encode() + b"\n")
+            job.watch.advance()
+        return
     with runtimes.load(exported, spec, usable_cores(), emulate=True) as runtime:
         for item in asked.rows[done:]:
             inputs = from_item(item, asked.root, seed, spec, tokenizer)
@@ -118,6 +136,20 @@ def _ask(job: Job, asked: Items, done: int, exported: Path, lines: BinaryIO, row
                 rows.write(abstain.features(made.pooled, made.token_logprobs).tobytes())
             lines.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False).encode() + b"\n")
             job.watch.advance()
+
+
+def _classified(
+    spec: DualEncoderSpec, rows: Sequence[Item], root: Path, seed: int, tokenizer: Tokenizer, exported: Path
+) -> Iterator[Answer]:
+    """The classes that a dual encoder's graphs give to the pictures of `rows`."""
+    with runtimes.load_encoders(exported, spec, usable_cores(), emulate=True) as runtime:
+        classes = zero_shot.embed_classes(runtime.encode_text, spec.text.classes, spec.text, tokenizer)
+        for item in rows:
+            pixel_values = from_item(item, root, seed, spec, tokenizer).pixel_values
+            assert pixel_values is not None, "labelled data have pictures"
+            choice = zero_shot.choose(runtime.encode_image(pixel_values)[0], classes, spec)
+            text, logprobs = spec.text.classes[choice.place], (choice.log_probability,)
+            yield Answer(item.id, text, (choice.place,), logprobs, True, scores=choice.scores)
 
 
 def _resume(folder: Path, row_bytes: int) -> int:

@@ -32,7 +32,7 @@ def _identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
     return [
         [
             *(one.id, one.group, one.image_id, one.prompt, one.answers),
-            *(one.background, one.counterfactual_of),
+            *(one.background, one.counterfactual_of, one.split),
         ]
         for one in samples
     ]
@@ -126,6 +126,7 @@ def _item(sample: datasets.Sample) -> Item:
         prompt=sample.prompt,
         answers=sample.answers,
         background=sample.background,
+        split=sample.split,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgevlm_runner.contract import CLEAN, to_json
+from edgevlm_runner.contract import CLEAN, ModelSpec, to_json
 from edgevlm_runner.inputs import from_item, load_tokenizer
 
 from edgevlm_deploy import backends, calibration, quantize
@@ -54,8 +54,8 @@ def exported_graphs(job: Job, items: Items, calibrated: CalibrationSet, quantize
     inputs = {
         "quantized": quantized.name,
         "spec": to_json(job.spec),
-        "items": [[item.image_id, item.prompt] for item in asked],
-        "lengths": job.plan.recipe.generation.static_lengths(job.spec.max_context),
+        "items": [[item.image_id, item.prompt, item.answers] for item in asked],
+        "lengths": _lengths(job),
         "packages": compilers(job.plan),
         # TensorRT's graphs are made for one release, and linted against one board.
         "target": job.plan.target if job.plan.target.backend is Backend.TENSORRT else None,
@@ -72,3 +72,10 @@ def exported_graphs(job: Job, items: Items, calibrated: CalibrationSet, quantize
         write_text_atomic(out / "verification.json", pretty_json(made.verification))
 
     return stage(job.cache, "graphs", inputs, export)
+
+
+def _lengths(job: Job) -> object:
+    """What static graphs of a decoder are made for; None without one."""
+    if not isinstance(job.spec, ModelSpec):
+        return None
+    return job.plan.recipe.generation.static_lengths(job.spec.max_context)

@@ -9,15 +9,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import ModelSpec, to_json
+from edgevlm_runner.contract import DUAL_ENCODER, DualEncoderSpec, Model, to_json
 
 from edgevlm_deploy import __version__, backends, plan, reduction, resources, source
+from edgevlm_deploy.errors import DataError, PlanError
+from edgevlm_deploy.metrics.normalize import normalize
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.source import SourceModel
-from edgevlm_deploy.target import Backend
+from edgevlm_deploy.recipe import AbstainBy, Perturbation, Recipe
+from edgevlm_deploy.samples import Samples, gather
+from edgevlm_deploy.source import Architecture, SourceModel
+from edgevlm_deploy.target import Backend, Target
 
 DEMO = "demo"
+ZERO_SHOT_RECIPE = "zero-shot-classifier"
+"""What a dual encoder is compiled with on every target that executes int8."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -66,32 +72,81 @@ class Job:
 
     source: SourceModel
     plan: Plan
-    spec: ModelSpec
+    spec: Model
     """Of the artifact, which may have fewer image tokens than the source model."""
-    source_spec: ModelSpec
+    source_spec: Model
     """Of the source model, which gives the reference answers."""
+    samples: Samples
     cache: Path
     watch: Watcher
 
     def load_model(self) -> Any:
         """The torch model that is quantised and exported, image tokens reduced as the recipe says."""
+        if isinstance(self.source_spec, DualEncoderSpec):
+            return source.load(self.source)
         tokens = self.source_spec.prompt.tokens_per_tile
         return reduction.apply(source.load(self.source), self.plan.recipe.image.reduction, tokens)
 
 
 def prepare(order: Order, watch: Watcher) -> Job:
     target = resources.target(order.target)
-    recipe = resources.recipe(order.recipe or target.recipe)
     watch.begin("Model")
     checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
     model = source.inspect(checkpoint, order.revision, order.offline)
-    made = plan.resolve(recipe, target, model.modules, model.architecture)
+    recipe = resources.recipe(order.recipe or own_recipe(target, model))
+    made = plan.resolve(recipe, target, model.modules, _decoders(model))
     backends.require_packages(target.backend)
-    graphs = backends.graph_names(target.backend)
-    whole = source.model_spec(model, recipe, target.backend.value, graphs)
-    spec = reduction.reduced(whole, recipe.image.reduction)
+    watch.begin("Data")
+    labelled, cache = model.kind == DUAL_ENCODER, order.out / "stages"
+    samples = gather(order.data, order.calibration, order.images, recipe, cache, order.ood, labelled)
+    graphs = backends.graph_names(target.backend, model.kind)
+    whole = source.model_spec(model, recipe, target.backend.value, graphs, samples.labels)
+    if isinstance(whole, DualEncoderSpec):
+        _check_classes(whole, samples, recipe)
+        spec: Model = whole
+    else:
+        spec = reduction.reduced(whole, recipe.image.reduction)
     spec = backends.with_profiles(spec, recipe, target)
-    return Job(model, made, spec, whole, order.out / "stages", watch)
+    return Job(model, made, spec, whole, samples, cache, watch)
+
+
+def _decoders(model: SourceModel) -> Architecture | None:
+    return model.architecture if isinstance(model.architecture, Architecture) else None
+
+
+def own_recipe(target: Target, model: SourceModel) -> str:
+    """What a model is compiled with when no recipe is named; boards without integers have one for all."""
+    return ZERO_SHOT_RECIPE if model.kind == DUAL_ENCODER and "int8" in target.formats else target.recipe
+
+
+def _check_classes(spec: DualEncoderSpec, samples: Samples, recipe: Recipe) -> None:
+    """Every label is one of the classes, and answers that are compared by their words stay apart."""
+    classes = spec.text.classes
+    unknown = sorted(set(samples.labels) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} labels in the data are none of the recipe's classes, e.g. {unknown[0]!r}. "
+            "Add them to zero_shot.classes, or mark the pictures `ood` and leave out the label."
+        )
+    words: dict[str, str] = {}
+    for name in classes:
+        other = words.setdefault(normalize(name), name)
+        if other != name:
+            raise DataError(
+                f"the classes {other!r} and {name!r} are the same words once case, articles and punctuation "
+                "are left out; answers could not be told apart. Rename one."
+            )
+    asked = recipe.evaluation
+    about_questions = {
+        "evaluation.perturbations: paraphrase": Perturbation.PARAPHRASE in asked.perturbations,
+        "evaluation.negation": asked.negation is not None,
+        "evaluation.blind_items": asked.blind_items > 0,
+        "image.reduction": recipe.image.reduction is not None,
+        "abstain: selector": recipe.abstain is not None and recipe.abstain.by is AbstainBy.SELECTOR,
+    }
+    for key, wanted in about_questions.items():
+        if wanted:
+            raise PlanError(f"{key}: a dual encoder is asked no question and has no decoder; leave it out.")
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -103,7 +158,7 @@ def compilers(made: Plan) -> dict[str, str]:
     return versions((*PACKAGES, *backends.PACKAGES[made.target.backend]))
 
 
-def what_shapes_answers(spec: ModelSpec) -> Mapping[str, Any]:
+def what_shapes_answers(spec: Model) -> Mapping[str, Any]:
     """The specification without what only the device sees."""
     return {
         key: value

@@ -155,9 +155,13 @@ def _neural_compressor_reason(wanted: ModuleRequest) -> str:
         return _smoothquant_reason(wanted)
     if wanted.format.static_activation and wanted.component not in (
         Component.VISION_ENCODER,
+        Component.TEXT_ENCODER,
         Component.PROJECTOR,
     ):
-        return "static activations are offered for vision_encoder and projector, or by `quantizer: tensorrt`."
+        return (
+            "static activations are offered for vision_encoder, text_encoder and projector, or by "
+            "`quantizer: tensorrt`."
+        )
     if wanted.algorithm is Algorithm.RTN:
         return ""
     if wanted.format.bits == 8:

@@ -9,7 +9,7 @@ from edgevlm_deploy.comparison import MOVED, Compared, Side
 from edgevlm_deploy.metrics.accuracy import RIGHT_FROM
 from edgevlm_deploy.report import charts, gallery, heat_map, inventory, outcome
 from edgevlm_deploy.report.html import content_policy, environment, inline
-from edgevlm_deploy.report.names import Names
+from edgevlm_deploy.report.names import WORDS, Names
 from edgevlm_deploy.report.quantity import Unit, quantity
 
 NAMES = Names("A", "B", "A", "B")
@@ -44,6 +44,7 @@ def render(compared: Compared, out: Path) -> None:
             moves=charts.interval_bars([row.confidence_change for row in found.rows]),
             heat=heat_map.build(metrics, NAMES),
             names=NAMES,
+            words=WORDS[compared.b.bundle.model.kind],
             sides=(_facts(a), _facts(b)),
             gallery=gallery.build(b.bundle, a.answers, b.answers, metrics, stayed_wrong=False),
             MOVED=MOVED,

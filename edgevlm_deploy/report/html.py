@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import Answer, read_jsonl
+from edgevlm_runner.contract import GENERATIVE, Answer, read_jsonl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.abstention import GATED_RISK
+from edgevlm_deploy.metrics.dual_tables import DualMetrics
 from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.report import charts, gallery, heat_map, inventory, outcome
-from edgevlm_deploy.report.names import CATEGORIES, EMPTY, MEANINGS, REPORT
+from edgevlm_deploy.report.names import CATEGORIES, EMPTY, MEANINGS, REPORT, WORDS
 from edgevlm_deploy.report.quantity import (
     TITLES,
     UNITS,
@@ -75,6 +76,7 @@ def render(
     metrics: Metrics,
     verdict: Verdict,
     out: Path,
+    dual: DualMetrics | None = None,
 ) -> None:
     """Write the page to `out`.
 
@@ -108,6 +110,8 @@ def render(
             noise_floor=Estimate.model_validate(bundle.manifest["reference"]["noise_floor"]),
             heat=heat_map.build(metrics),
             names=REPORT,
+            words=WORDS[bundle.model.kind],
+            class_scores=_class_scores(dual),
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
             probed=bool(
                 metrics.negation or metrics.blind or metrics.background_items or metrics.foreign_items
@@ -118,7 +122,7 @@ def render(
             abstaining=outcome.abstaining(metrics),
             selector=metrics.selector[-1] if metrics.selector else None,
             selector_curves=_selector_curves(metrics),
-            durations=_durations(evidence, verdict),
+            durations=_durations(evidence, verdict, bundle.model.kind),
             sizes=inventory.sizes(bundle),
             precision=inventory.precision(bundle),
             facts={
@@ -138,6 +142,18 @@ def render(
         )
     )
     write_text_atomic(out, page)
+
+
+def _class_scores(dual: DualMetrics | None) -> list[tuple[str, Estimate, Estimate, Estimate]]:
+    """(metric, reference, artifact, change for the worse) of what a dual encoder's scores give."""
+    found = dual.estimates if dual else {}
+    rows = []
+    for name, one in found.items():
+        before = found.get(f"reference_{name}")
+        change = found.get(f"{name}_drop") or found.get(f"{name}_increase")
+        if before is not None and change is not None and one.value is not None:
+            rows.append((name.replace("_", " "), before, one, change))
+    return rows
 
 
 def _board(evidence: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,10 +256,12 @@ class Duration:
     histogram: charts.Histogram
 
 
-def _durations(evidence: Mapping[str, Any], verdict: Verdict) -> list[Duration]:
+def _durations(evidence: Mapping[str, Any], verdict: Verdict, kind: str) -> list[Duration]:
     limits = {gate.metric: gate.max for gate in verdict.gates if gate.max is not None}
     rows = []
-    for title, key, gate in DURATIONS:
+    # A classifier's first token is its whole answer.
+    wanted = [row for row in DURATIONS if kind == GENERATIVE or row[1] != "time_to_first_token_ms"]
+    for title, key, gate in wanted:
         samples = [float(one) for one in evidence["latency"].get(key, ())]
         if samples:
             bound = limits.get(gate) if gate else None

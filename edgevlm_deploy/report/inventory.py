@@ -8,12 +8,24 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from edgevlm_runner.bundle import Bundle
+from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE
 
 from edgevlm_deploy.bundle import recipe
 from edgevlm_deploy.recipe import Component
 
 LONGEST_LIST = 8
 """Lists with more entries are counted instead of shown."""
+
+COMPONENTS: Mapping[str, tuple[Component, ...]] = {
+    GENERATIVE: tuple(one for one in Component if one is not Component.TEXT_ENCODER),
+    DUAL_ENCODER: (
+        Component.VISION_ENCODER,
+        Component.TEXT_ENCODER,
+        Component.PROJECTOR,
+        Component.EMBEDDING,
+    ),
+}
+"""Kind of model → what it consists of."""
 
 _FOLDERS = {
     "graphs": "other graph files",
@@ -50,11 +62,11 @@ def _part(name: str, graphs: Mapping[str, str]) -> str:
 
 
 def precision(bundle: Bundle) -> dict[str, str]:
-    """component → scheme and algorithm, as the recipe asked: "w4a16_g32 (gptq)"."""
+    """component → scheme and algorithm, as the recipe asked: "w4a16_g32 (gptq)"; those the model has."""
     asked = recipe(bundle)
     return {
         component.value: _precision(one.scheme.value, one.algorithm.value)
-        for component in Component
+        for component in COMPONENTS[bundle.model.kind]
         for one in [asked.precision(component)]
     }
 

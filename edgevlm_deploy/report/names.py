@@ -1,8 +1,11 @@
-"""What the two sides of a comparison, and the kinds of failure, are called."""
+"""What things are called: the sides of a comparison, kinds of failure, and what a kind of model does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE
 
 from edgevlm_deploy.metrics.taxonomy import Category
 
@@ -34,3 +37,34 @@ MEANINGS = {
     Category.SPATIAL_ERROR: "position, size, count or orientation",
     Category.OTHER: "no answer of the kind asked for, or none of these",
 }
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a page speaks of what a model is asked and of how sure it is."""
+
+    group: str
+    """What items are grouped by."""
+    calibrated_on: str
+    confidence: str
+    max_prob: str
+    accepted: str
+
+
+WORDS: Mapping[str, Words] = {
+    GENERATIVE: Words(
+        group="Kind of question",
+        calibrated_on="calibration questions",
+        confidence="the geometric mean of the token probabilities",
+        max_prob="MaxProb, the product of the token probabilities",
+        accepted="accepted",
+    ),
+    DUAL_ENCODER: Words(
+        group="Class",
+        calibrated_on="calibration pictures",
+        confidence="the probability of the chosen class",
+        max_prob="MaxProb, the probability of the chosen class",
+        accepted="class",
+    ),
+}
+"""Kind of model → its words."""

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgevlm_deploy import samples, source
+from edgevlm_runner.contract import ModelSpec
+
+from edgevlm_deploy import source
 from edgevlm_deploy.artifacts import digest, file_digest, stage
 from edgevlm_deploy.backends.half import half_precision, in_half
 from edgevlm_deploy.calibration import CalibrationSet
+from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.export import dynamic_inputs
 from edgevlm_deploy.pipeline import Order
 from edgevlm_deploy.pipeline.data import calibration_set, item_table, reference_answers
@@ -60,9 +63,12 @@ def gather(
     job: Job, order: Order, own: Path | None, share: float, space: Space, algorithms: Sequence[Algorithm]
 ) -> Inputs:
     """Questions, reference answers and every uniform quantisation. Raises what compiling raises."""
-    recipe, watch = job.plan.recipe, job.watch
-    watch.begin("Data")
-    given = samples.gather(order.data, order.calibration, order.images, recipe, job.cache)
+    recipe, watch, spec, unreduced_spec = job.plan.recipe, job.watch, job.spec, job.source_spec
+    if not (isinstance(spec, ModelSpec) and isinstance(unreduced_spec, ModelSpec)):
+        raise PlanError(
+            f"{job.source.name} is a dual encoder; `edgevlm search` examines models that answer in words."
+        )
+    given = job.samples
     calibrated = calibration_set(job, given.calibration)
     wanted = questions.evaluation(recipe, share)
     asked = questions.gather(order, own, given, calibrated, wanted, job.cache)
@@ -73,11 +79,9 @@ def gather(
     assembly = Assembly(space, lambda request: _quantized(job, request, calibrated))
     assembly.prepare()
     unreduced = half_precision(source.load(job.source))
-    examination = Examination(
-        items.rows, answers.rows, items.root, wanted.seed, job.spec, job.source.tokenizer
-    )
+    examination = Examination(items.rows, answers.rows, items.root, wanted.seed, spec, job.source.tokenizer)
     watch.begin("Reference probabilities", len(items.rows))
-    examination.observe_reference(unreduced, job.source_spec, watch.advance)
+    examination.observe_reference(unreduced, unreduced_spec, watch.advance)
     model = unreduced if recipe.image.reduction is None else half_precision(job.load_model())
     identity = {
         "model": job.source.digest,

@@ -7,19 +7,35 @@ model_spec  SourceModel × recipe → ModelSpec, what the device must know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import DUAL_ENCODER, Model
 
 from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.recipe import Recipe
-from edgevlm_deploy.source import idefics3
-from edgevlm_deploy.source.checkpoint import open_checkpoint
-from edgevlm_deploy.source.model import Architecture, SourceModel
+from edgevlm_deploy.source import clip, idefics3, siglip
+from edgevlm_deploy.source.checkpoint import Checkpoint, open_checkpoint
+from edgevlm_deploy.source.model import Architecture, DualArchitecture, SourceModel
 
-__all__ = ["Architecture", "SourceModel", "inspect", "load", "model_spec"]
+__all__ = ["Architecture", "DualArchitecture", "SourceModel", "inspect", "load", "model_spec"]
+
+
+class Family(Protocol):
+    """A module of this package that knows one kind of checkpoint."""
+
+    def describe(self, checkpoint: Checkpoint) -> SourceModel: ...
+
+    def load(self, source: SourceModel) -> Any: ...
+
+
+FAMILIES: Mapping[str, Family] = {
+    **dict.fromkeys(idefics3.FAMILIES, idefics3),
+    "clip": clip,
+    "siglip": siglip,
+}
+"""`model_type` in config.json → the module that knows it."""
 
 
 def inspect(path: str | Path, revision: str | None = None, offline: bool = False) -> SourceModel:
@@ -30,24 +46,37 @@ def inspect(path: str | Path, revision: str | None = None, offline: bool = False
     """
     checkpoint = open_checkpoint(path, revision, offline)
     family = checkpoint.config.get("model_type")
-    if family not in idefics3.FAMILIES:
+    if family not in FAMILIES:
         raise CheckpointError(
-            f"{checkpoint.path}: model family {family!r} is not supported; supported: "
-            f"{', '.join(idefics3.FAMILIES)}."
+            f"{checkpoint.path}: model family {family!r} is not supported; supported: {', '.join(FAMILIES)}."
         )
-    return idefics3.describe(checkpoint)
+    return FAMILIES[str(family)].describe(checkpoint)
 
 
 def load(source: SourceModel) -> Any:
-    """The torch model (transformers class): float32 on the CPU, eval mode, sdpa attention.
+    """The torch model (transformers class): float32 on the CPU, in eval mode.
 
     Raises CheckpointError when a weight is missing, unexpected or not loaded as it is stored.
     """
-    return idefics3.load(source)
+    return FAMILIES[source.family].load(source)
 
 
-def model_spec(source: SourceModel, recipe: Recipe, runtime: str, graphs: Mapping[str, str]) -> ModelSpec:
-    """What the runner must know about the compiled model; see `specification.model_spec`."""
+def model_spec(
+    source: SourceModel,
+    recipe: Recipe,
+    runtime: str,
+    graphs: Mapping[str, str],
+    labels: Sequence[str] = (),
+) -> Model:
+    """What the runner must know about the compiled model; see `specification.model_spec` and
+    `dual_specification.model_spec`.
+
+    labels: the classes in the data, for a dual encoder whose recipe names none.
+    """
+    if source.kind == DUAL_ENCODER:
+        from edgevlm_deploy.source import dual_specification
+
+        return dual_specification.model_spec(source, recipe, runtime, graphs, labels)
     from edgevlm_deploy.source import specification
 
     return specification.model_spec(source, recipe, runtime, graphs)

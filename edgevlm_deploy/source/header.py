@@ -54,10 +54,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     ends: list[tuple[int, int]] = []
     for name, entry in header.items():
-        tensors[name], span = _entry(path, name, entry)
+        tensor, span = _entry(path, name, entry)
         ends.append(span)
+        if not is_position_buffer(name):
+            tensors[name] = tensor
     _check_layout(path, sorted(ends), data_bytes)
     return tensors
+
+
+def is_position_buffer(name: str) -> bool:
+    """0, 1, 2 …, which older versions of transformers stored and newer ones leave out."""
+    return name.endswith(".position_ids")
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
@@ -67,13 +74,14 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, 
     dtype, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not _sizes(shape) or not _sizes(span) or len(span) != 2:
         raise CheckpointError(_damaged(path, f"shape or offsets of {name!r} are no sizes"))
-    if dtype not in BYTES_PER_VALUE:
+    bytes_per_value = 8 if is_position_buffer(name) and dtype == "I64" else BYTES_PER_VALUE.get(str(dtype))
+    if bytes_per_value is None:
         raise CheckpointError(
             f"{path}: {name} is stored as {dtype}; expected one of {', '.join(BYTES_PER_VALUE)}. "
             "Give the original checkpoint, not one that is already quantised."
         )
-    tensor = StoredTensor(dtype, tuple(shape), path.name)
-    if span[1] - span[0] != tensor.values * BYTES_PER_VALUE[dtype]:
+    tensor = StoredTensor(str(dtype), tuple(shape), path.name)
+    if span[1] - span[0] != tensor.values * bytes_per_value:
         raise CheckpointError(_damaged(path, f"{name!r} has {span[1] - span[0]:,} bytes for shape {shape}"))
     return tensor, (span[0], span[1])
 

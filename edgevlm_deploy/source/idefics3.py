@@ -6,16 +6,17 @@ Both have the same modules and tensor names; only the class names differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from edgevlm_deploy.errors import CheckpointError, MissingExtraError
+from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.recipe import Component
+from edgevlm_deploy.source import loading
 from edgevlm_deploy.source.checkpoint import Checkpoint
 from edgevlm_deploy.source.header import StoredTensor, stored_dtype
 from edgevlm_deploy.source.model import Architecture, SourceModel
+from edgevlm_deploy.source.numbers import matrices, number, section, shape
 
 FAMILIES = {
     "idefics3": "Idefics3ForConditionalGeneration",
@@ -54,7 +55,7 @@ def describe(checkpoint: Checkpoint) -> SourceModel:
     tied = HEAD not in tensors
     if tied and not checkpoint.config.get("tie_word_embeddings", DEFAULT_TIED[family]):
         raise CheckpointError(f"{checkpoint.path}: has no {HEAD}, and its config does not tie the head.")
-    shapes = _matrices(tensors)
+    shapes = matrices(tensors, (POSITIONS,))
     if tied:
         shapes["lm_head"] = shapes["model.text_model.embed_tokens"]
     return SourceModel(
@@ -77,36 +78,21 @@ def describe(checkpoint: Checkpoint) -> SourceModel:
     )
 
 
-def _matrices(tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, int]]:
-    """Module → (N, K) of every weight matrix in model order; the table of patch positions is none."""
-    names = sorted(tensors, key=_model_order)
-    return {
-        name.removesuffix(".weight"): (tensors[name].shape[0], tensors[name].shape[1])
-        for name in names
-        if name.endswith(".weight") and len(tensors[name].shape) == 2 and name != POSITIONS
-    }
-
-
-def _model_order(name: str) -> list[tuple[int, str]]:
-    """layers.2 before layers.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
 def _architecture(checkpoint: Checkpoint) -> Architecture:
     """Shapes where they tell, the configuration where they do not."""
-    text, vision = (_section(checkpoint, name) for name in ("text_config", "vision_config"))
+    text, vision = (section(checkpoint, name) for name in ("text_config", "vision_config"))
     if text.get("model_type", "llama") != "llama":
         raise CheckpointError(
             f"{checkpoint.path}: its decoder is of type {text['model_type']!r}; supported is llama."
         )
-    vocab_size, hidden_size = _shape(checkpoint, EMBEDDING, 2)
-    patch_size = _shape(checkpoint, PATCHES, 4)[-1]
-    patches, vision_size = _shape(checkpoint, POSITIONS, 2)
-    head_dim = _number(checkpoint, text, "head_dim", 0)
+    vocab_size, hidden_size = shape(checkpoint, EMBEDDING, 2)
+    patch_size = shape(checkpoint, PATCHES, 4)[-1]
+    patches, vision_size = shape(checkpoint, POSITIONS, 2)
+    head_dim = number(checkpoint, text, "head_dim", 0)
     if not head_dim:
-        head_dim = hidden_size // _number(checkpoint, text, "num_attention_heads", DEFAULT_HEADS)
-    image_size = _number(checkpoint, vision, "image_size", DEFAULT_IMAGE_SIZE)
-    key_rows, shuffled = _shape(checkpoint, KEYS, 2)[0], _shape(checkpoint, PROJECTION, 2)[1]
+        head_dim = hidden_size // number(checkpoint, text, "num_attention_heads", DEFAULT_HEADS)
+    image_size = number(checkpoint, vision, "image_size", DEFAULT_IMAGE_SIZE)
+    key_rows, shuffled = shape(checkpoint, KEYS, 2)[0], shape(checkpoint, PROJECTION, 2)[1]
     # Pixel shuffle folds scale × scale patches into the channels of one image token.
     folded = shuffled // vision_size
     side = image_size // patch_size
@@ -128,9 +114,9 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
         head_dim=head_dim,
         hidden_size=hidden_size,
         vocab_size=vocab_size,
-        max_context=_number(checkpoint, text, "max_position_embeddings", DEFAULT_MAX_CONTEXT),
+        max_context=number(checkpoint, text, "max_position_embeddings", DEFAULT_MAX_CONTEXT),
         rope_theta=_rope_theta(checkpoint, text),
-        image_token_id=_number(checkpoint, checkpoint.config, "image_token_id", DEFAULT_IMAGE_TOKEN_ID),
+        image_token_id=number(checkpoint, checkpoint.config, "image_token_id", DEFAULT_IMAGE_TOKEN_ID),
         image_size=image_size,
         patch_size=patch_size,
         tokens_per_tile=patches // folded,
@@ -157,82 +143,18 @@ def _layers(tensors: Mapping[str, StoredTensor]) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
-def _section(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
-    section = checkpoint.config.get(name, {})
-    if not isinstance(section, dict):
-        raise CheckpointError(f"{checkpoint.path}: {name} in config.json is no object.")
-    return section
-
-
-def _number(checkpoint: Checkpoint, section: Mapping[str, Any], key: str, default: int) -> int:
-    value = section.get(key)
-    if value is None:
-        return default
-    if type(value) is not int or value < 1:
-        raise CheckpointError(
-            f"{checkpoint.path}: {key} in config.json is {value!r}, expected a whole number above 0."
-        )
-    return value
-
-
-def _shape(checkpoint: Checkpoint, name: str, dimensions: int) -> tuple[int, ...]:
-    tensor = checkpoint.tensors.get(name)
-    if tensor is None or len(tensor.shape) != dimensions or 0 in tensor.shape:
-        found = "is not there" if tensor is None else f"has shape {list(tensor.shape)}"
-        raise CheckpointError(
-            f"{checkpoint.path}: {name} {found}; these are not the weights of "
-            f"a {checkpoint.config['model_type']} model."
-        )
-    return tensor.shape
-
-
 def load(source: SourceModel) -> Any:
     """The transformers model with the checkpoint's weights as float32, on the CPU, in eval mode.
 
     Raises CheckpointError when transformers leaves out, adds or changes a single weight.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("Loading a model needs `pip install edgevlm[compile]`.") from error
-    with _without_progress_bar():
-        try:
-            model, report = getattr(transformers, FAMILIES[source.family]).from_pretrained(
-                source.path,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise CheckpointError(f"{source.path}: transformers cannot load it ({error}).") from error
-    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    if wrong:
-        listed = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in wrong.items())
-        raise CheckpointError(f"{source.path}: weights do not fit the config ({listed}).")
+    model = loading.load(source, FAMILIES[source.family], "sdpa")
     _check_architecture(model.config, source)
-    _check_weights(model, source)
-    for module in model.modules():
-        # The same computation, spelled so that quantisers and exporters understand it.
-        if isinstance(module, torch.nn.Conv2d) and module.padding == "valid":
-            module.padding = (0, 0)
-    return model.eval()
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """transformers draws one per loaded model; progress is shown by the caller."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    loading.check_weights(model, source, {HEAD} if source.tied_head else set())
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if source.tied_head and head is not embedding:
+        raise CheckpointError(f"{source.path}: transformers did not tie the head to the embedding.")
+    return model
 
 
 def _check_architecture(config: Any, source: SourceModel) -> None:
@@ -255,26 +177,3 @@ def _check_architecture(config: Any, source: SourceModel) -> None:
     wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]
     if wrong:
         raise CheckpointError(f"{source.path}: transformers made a model of {'; '.join(wrong)}.")
-
-
-def _check_weights(model: Any, source: SourceModel) -> None:
-    """Every stored tensor is in the model, equal and finite; everything in the model was stored."""
-    import torch
-    from safetensors import safe_open
-
-    state = model.state_dict()
-    missing = set(state) - ({HEAD} if source.tied_head else set())
-    for file in source.weight_files:
-        with safe_open(source.path / file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - not a mapping
-                tensor = stored.get_tensor(name).to(torch.float32)
-                if not torch.isfinite(tensor).all():
-                    raise CheckpointError(f"{source.path}: {name} holds values that are not finite.")
-                if name not in state or not torch.equal(state[name], tensor):
-                    raise CheckpointError(f"{source.path}: transformers did not load {name} as it is stored.")
-                missing.discard(name)
-    if missing:
-        raise CheckpointError(f"{source.path}: {sorted(missing)[0]} has no stored weight.")
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if source.tied_head and head is not embedding:
-        raise CheckpointError(f"{source.path}: transformers did not tie the head to the embedding.")

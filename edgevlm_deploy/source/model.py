@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -29,6 +31,22 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class DualArchitecture:
+    """The numbers of a dual encoder that graphs and preprocessing are built from."""
+
+    image_size: int
+    """Side of the square picture in pixels."""
+    patch_size: int
+    vision_layers: int
+    text_layers: int
+    max_text: int
+    """Tokens that the text encoder has positions for."""
+    vocab_size: int
+    projection_size: int
+    """Width of the space that both encoders map into."""
+
+
+@dataclass(frozen=True)
 class SourceModel:
     """A checkpoint that was checked but not loaded; `source.load` makes the torch model.
 
@@ -48,14 +66,19 @@ class SourceModel:
     """What the weights are stored as: "fp16", "bf16" or "fp32"."""
     weight_files: tuple[str, ...]
     """Names of the safetensors files in `path`."""
-    architecture: Architecture
+    architecture: Architecture | DualArchitecture
     prefixes: Mapping[str, str]
-    """component → name of the torch module that holds it."""
+    """component → name of the torch module that holds it, where it is one."""
     modules: Mapping[str, tuple[str, ...]]
     shapes: Mapping[str, tuple[int, int]]
     parameters: int
     tied_head: bool
     """Whether the head shares the embedding's weight."""
+
+    @property
+    def kind(self) -> str:
+        """As `ModelSpec.kind` and `DualEncoderSpec.kind`."""
+        return DUAL_ENCODER if isinstance(self.architecture, DualArchitecture) else GENERATIVE
 
     @property
     def tokenizer(self) -> Path:

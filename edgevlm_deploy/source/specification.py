@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from edgevlm_deploy.errors import CheckpointError, MissingExtraError
 from edgevlm_deploy.recipe import Recipe
 from edgevlm_deploy.source.checkpoint import CONFIG, read_json
-from edgevlm_deploy.source.model import SourceModel
+from edgevlm_deploy.source.model import Architecture, SourceModel
 
 IMAGE_PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 """With these names, or with transformers' suffixes Fast and Pil."""
@@ -30,21 +30,8 @@ def model_spec(source: SourceModel, recipe: Recipe, runtime: str, graphs: Mappin
     graphs: component → path inside the bundle.
     Raises CheckpointError when preprocessing, chat template or tokenizer is not what the device can do.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError("Reading a checkpoint needs `pip install edgevlm[compile]`.") from error
-    if not source.tokenizer.is_file():
-        raise CheckpointError(
-            f"{source.path}: has no tokenizer.json. Save it with transformers: "
-            "`AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-        on_device = Tokenizer.from_file(str(source.tokenizer))
-    except Exception as error:  # the Rust binding raises nothing narrower
-        raise CheckpointError(f"{source.path}: its tokenizer cannot be loaded ({error}).") from error
-    architecture = source.architecture
+    tokenizer, on_device = open_tokenizers(source)
+    architecture = _numbers(source)
     max_context = min(recipe.generation.max_context, architecture.max_context)
     spec = ModelSpec(
         family=source.family,
@@ -67,11 +54,34 @@ def model_spec(source: SourceModel, recipe: Recipe, runtime: str, graphs: Mappin
     return spec
 
 
+def open_tokenizers(source: SourceModel) -> tuple[Any, Tokenizer]:
+    """(transformers' tokenizer, the device's). Raises CheckpointError."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError("Reading a checkpoint needs `pip install edgevlm[compile]`.") from error
+    if not source.tokenizer.is_file():
+        raise CheckpointError(
+            f"{source.path}: has no tokenizer.json. Save it with transformers: "
+            "`AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+        return tokenizer, Tokenizer.from_file(str(source.tokenizer))
+    except Exception as error:  # the Rust binding raises nothing narrower
+        raise CheckpointError(f"{source.path}: its tokenizer cannot be loaded ({error}).") from error
+
+
+def _numbers(source: SourceModel) -> Architecture:
+    assert isinstance(source.architecture, Architecture)
+    return source.architecture
+
+
 def image_spec(source: SourceModel, recipe: Recipe) -> ImageSpec:
     """The image processor's numbers, defaults filled in by transformers itself."""
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-    _check_image_processor_type(source)
+    check_image_processor_type(source, IMAGE_PROCESSORS)
     try:
         # Idefics3's and SmolVLM's are the same class under two names.
         processor = Idefics3ImageProcessorPil.from_pretrained(source.path, local_files_only=True)
@@ -86,12 +96,12 @@ def image_spec(source: SourceModel, recipe: Recipe) -> ImageSpec:
             f"{source.path}: its image processor goes without {', '.join(skipped) or 'longest_edge'}; "
             "the device always resizes by the longest edge, rescales and normalises."
         )
-    if tile_size != source.architecture.image_size:
+    if tile_size != _numbers(source).image_size:
         raise CheckpointError(
             f"{source.path}: the image processor cuts tiles of {tile_size} pixels, the vision "
-            f"encoder is made for {source.architecture.image_size}. They are of different models."
+            f"encoder is made for {_numbers(source).image_size}. They are of different models."
         )
-    mean, std = (_three(value) for value in (processor.image_mean, processor.image_std))
+    mean, std = (three(value) for value in (processor.image_mean, processor.image_std))
     return ImageSpec(
         tile_size=int(tile_size),
         longest_edge=int(longest_edge),
@@ -104,37 +114,37 @@ def image_spec(source: SourceModel, recipe: Recipe) -> ImageSpec:
     )
 
 
-def _check_image_processor_type(source: SourceModel) -> None:
+def check_image_processor_type(source: SourceModel, accepted: Sequence[str]) -> None:
     """transformers 5 keeps the image processor inside processor_config.json, 4 in a file of its own."""
     data = _optional_json(source.path / "preprocessor_config.json")
     nested = _optional_json(source.path / "processor_config.json").get("image_processor")
     if not data and isinstance(nested, dict):
         data = nested
     kind = str(data.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
-    if kind not in IMAGE_PROCESSORS:
+    if kind not in accepted:
         raise CheckpointError(
-            f"{source.path}: image processor {kind or '(none)'}, expected {' or '.join(IMAGE_PROCESSORS)} in "
+            f"{source.path}: image processor {kind or '(none)'}, expected {' or '.join(accepted)} in "
             "preprocessor_config.json or processor_config.json."
         )
 
 
-def _three(value: Any) -> tuple[float, float, float]:
+def three(value: Any) -> tuple[float, float, float]:
     red, green, blue = [float(one) for one in (value if isinstance(value, list | tuple) else [value] * 3)]
     return red, green, blue
 
 
 def prompt_spec(source: SourceModel, tokenizer: Any) -> PromptSpec:
     """Render the chat template with sentinels and leave open where question and picture go."""
-    image_token = tokenizer.convert_ids_to_tokens(source.architecture.image_token_id)
+    image_token = tokenizer.convert_ids_to_tokens(_numbers(source).image_token_id)
     if not isinstance(image_token, str):
         raise CheckpointError(
-            f"{source.path}: its tokenizer lacks the image token {source.architecture.image_token_id}."
+            f"{source.path}: its tokenizer lacks the image token {_numbers(source).image_token_id}."
         )
     stated = _optional_json(source.path / "processor_config.json").get("image_seq_len")
-    if stated not in (None, source.architecture.tokens_per_tile):
+    if stated not in (None, _numbers(source).tokens_per_tile):
         raise CheckpointError(
             f"{source.path}: processor_config.json has image_seq_len {stated}, the vision encoder gives "
-            f"{source.architecture.tokens_per_tile} tokens per tile. They are of different models."
+            f"{_numbers(source).tokens_per_tile} tokens per tile. They are of different models."
         )
     template = _chat_template(source.path) or tokenizer.chat_template
     if not isinstance(template, str):
@@ -154,7 +164,7 @@ def prompt_spec(source: SourceModel, tokenizer: Any) -> PromptSpec:
         image_token=image_token,
         fake_token=getattr(tokenizer, "fake_image_token", "<fake_token_around_image>"),
         global_token=getattr(tokenizer, "global_image_token", "<global-img>"),
-        tokens_per_tile=source.architecture.tokens_per_tile,
+        tokens_per_tile=_numbers(source).tokens_per_tile,
     )
 
 
@@ -201,9 +211,7 @@ def eos_token_ids(source: SourceModel, tokenizer: Tokenizer) -> tuple[int, ...]:
     )
     stated: Any = next((one["eos_token_id"] for one in places if one.get("eos_token_id") is not None), [])
     ids = [*(stated if isinstance(stated, list) else [stated]), tokenizer.token_to_id(END_OF_UTTERANCE)]
-    known = [
-        one for one in dict.fromkeys(ids) if type(one) is int and 0 <= one < source.architecture.vocab_size
-    ]
+    known = [one for one in dict.fromkeys(ids) if type(one) is int and 0 <= one < _numbers(source).vocab_size]
     if not known:
         raise CheckpointError(
             f"{source.path}: no eos_token_id in generation_config.json or config.json, and no "

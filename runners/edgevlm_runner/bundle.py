@@ -31,7 +31,15 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union, cast
 
-from edgevlm_runner.contract import FORMAT_VERSION, Certainty, Item, ModelSpec, from_json, read_jsonl
+from edgevlm_runner.contract import (
+    FORMAT_VERSION,
+    Certainty,
+    Item,
+    Model,
+    from_json,
+    model_from_json,
+    read_jsonl,
+)
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.storage import fsync_directory, require_free, storage_errors, stream_digest
 
@@ -61,7 +69,7 @@ class Bundle:
     manifest: Mapping[str, Any]
     digest: str
     """SHA-256 of manifest.json: the identity of the bundle, sealed or not."""
-    model: ModelSpec
+    model: Model
     items: Tuple[Item, ...]
     seal: Optional[Mapping[str, Any]]
     certainty: Certainty
@@ -370,7 +378,7 @@ def _bundle(root: Path, expected: _Expected) -> Bundle:
         items = tuple(read_jsonl(root / ITEMS, Item))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{root}: {MODEL}, {ITEMS} or {CERTAINTY} is not JSON ({error}).") from error
-    model = from_json(ModelSpec, model_json, str(root / MODEL))
+    model = model_from_json(model_json, str(root / MODEL))
     certainty = from_json(Certainty, certainty_json, str(root / CERTAINTY))
     used = [*model.graphs.values(), *(item.image for item in items if item.image)]
     used += [certainty.graph] if certainty.graph else []

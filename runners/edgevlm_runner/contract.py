@@ -9,11 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
-from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import (
+    Any,
+    Dict,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    Union,
+)
 
 from edgevlm_runner.errors import BundleError
+
+# What is written here is read and written in one way; importers find both in this module.
+from edgevlm_runner.records import from_json as from_json
+from edgevlm_runner.records import read_jsonl as read_jsonl
+from edgevlm_runner.records import to_json as to_json
+from edgevlm_runner.records import write_jsonl as write_jsonl
 
 FORMAT_VERSION = 1
 CLEAN = "clean"
@@ -34,9 +47,8 @@ GREY = "blind:grey"
 BACKGROUND = "background"
 """The clean question about a picture that differs in its background alone."""
 OOD = "ood"
-"""A question or picture from another distribution than the clean items'."""
-
-T = TypeVar("T")
+"""A question or picture from another distribution than the clean items'; of a classifier, one that shows none
+of its classes."""
 
 
 class Kind(str, enum.Enum):
@@ -79,11 +91,14 @@ class Item:
     """SHA-256 of the picture's file, also where the picture is withheld; items of one picture are one
     statistical cluster."""
     prompt: str
+    """The question; "" for a classifier, which is asked none."""
     answers: Tuple[str, ...]
     """Accepted answers; ten of them are scored as VQAv2, fewer by exact match. Of the negation probes
-    `is_not` and `absent`: what is depicted and must not be named."""
+    `is_not` and `absent`: what is depicted and must not be named. A classifier has one class, or none."""
     background: str = ""
     """What is behind the objects, "" when the data do not say."""
+    split: str = ""
+    """"common" or "counter": whether class and background usually go together; "" when not said."""
 
     @property
     def kind(self) -> Kind:
@@ -121,13 +136,16 @@ class Answer:
     item_id: str
     text: str
     token_ids: Tuple[int, ...]
-    """Generated tokens, end-of-sequence included when it was produced."""
+    """Generated tokens, end-of-sequence included when it was produced; a classifier's is the class's place
+    among the classes."""
     token_logprobs: Tuple[float, ...]
-    """Natural logarithm of each generated token's probability, same length as `token_ids`."""
+    """Natural logarithm of each generated token's (or the class's) probability, as many as `token_ids`."""
     finished: bool
     """False when `max_new_tokens` ended the answer."""
     selector: Optional[float] = None
     """How right the bundle's Selector takes the answer to be, in [0, 1]; None without one."""
+    scores: Tuple[float, ...] = ()
+    """A dual encoder's cosines between the picture and each class, in the order of the classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,9 +218,12 @@ Profiles = Mapping[str, Sequence[Mapping[str, Sequence[Sequence[int]]]]]
 """component → optimisation profiles, each input name → smallest, usual and largest shape."""
 
 
+GENERATIVE, DUAL_ENCODER = "generative", "dual_encoder"
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Everything that the runner must know about the compiled model."""
+    """Everything that the runner must know about a compiled model that answers in words."""
 
     family: str
     runtime: str
@@ -227,111 +248,71 @@ class ModelSpec:
     """None for decoders that see every token in every layer."""
     hidden: bool = False
     """Whether the decoder also gives the hidden state behind its logits, for a Selector."""
+    kind: str = GENERATIVE
 
 
-def to_json(value: Any) -> Any:
-    """A frozen dataclass as plain JSON types (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))
+@dataclasses.dataclass(frozen=True)
+class FrameSpec:
+    """How a picture becomes one square (the numbers of CLIP's or SigLIP's preprocessor)."""
+
+    side: int
+    """Of the square, in pixels."""
+    shortest_edge: Optional[int]
+    """The picture is resized until its shorter edge has this length, then its middle is cut out; None: it
+    is squashed into the square."""
+    resample: int
+    """Pillow's filter number."""
+    rescale_factor: float
+    mean: Tuple[float, float, float]
+    std: Tuple[float, float, float]
 
 
-def from_json(cls: Type[T], data: Any, where: str) -> T:
-    """Build `cls` from parsed JSON; `where` names the file for the error message.
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """The classes in words, and how words become rows of tokens."""
 
-    Keys with a default may be missing. Raises BundleError on other missing, unknown or mistyped keys.
-    """
-    if not isinstance(data, dict):
-        raise BundleError(f"{where}: expected an object for {cls.__name__}, got {type(data).__name__}.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    required = {
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    unknown, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
-    if unknown or missing:
-        raise BundleError(
-            f"{where}: {cls.__name__} has unknown keys {unknown} and lacks {missing}. "
-            "The bundle was written by another version of edgevlm; compile it again."
-        )
-    nested: Dict[str, Any] = {}
-    if cls is ModelSpec:
-        nested = {"image": ImageSpec, "prompt": PromptSpec, "pruning": Pruning}
-    values: Dict[str, Any] = {}
-    for name, value in data.items():
-        if name in nested and not (name == "pruning" and value is None):
-            value = from_json(nested[name], value, where)
-        elif isinstance(value, list):
-            value = tuple(value)
-        _check_type(str(fields[name].type), value, f"{where}: {cls.__name__}.{name}")
-        if name == "profiles":
-            _check_profiles(value, f"{where}: {cls.__name__}.{name}")
-        values[name] = value
-    return cls(**values)
+    classes: Tuple[str, ...]
+    templates: Tuple[str, ...]
+    """Sentences with one "{}" where the class goes; their embeddings are averaged."""
+    length: int
+    """Tokens that the text encoder reads, special ones included."""
+    padded: bool
+    """Whether every row has `length` tokens; otherwise rows end where their text ends."""
+    pad_token_id: int
+    end_token_id: Optional[int]
+    """The token whose place holds the text's meaning; None: the last place of the row."""
 
 
-_TYPES: Dict[str, Tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "Optional[int]": (int, type(None)),
-    "Optional[float]": (int, float, type(None)),
-}
+@dataclasses.dataclass(frozen=True)
+class DualEncoderSpec:
+    """Everything that the runner must know about a compiled dual encoder: pictures and texts in one space."""
+
+    family: str
+    runtime: str
+    """As in ModelSpec."""
+    graphs: Mapping[str, str]
+    """component → path inside the bundle: vision_encoder, text_encoder; LiteRT has one "model"."""
+    image: FrameSpec
+    text: TextSpec
+    projection_size: int
+    """Width of the space that both encoders map into."""
+    vocab_size: int
+    logit_scale: float
+    """What cosines are multiplied by before the activation (the exponential of the stored parameter)."""
+    logit_bias: float
+    activation: str
+    """"softmax" over the classes, or "sigmoid" of each class alone."""
+    profiles: Profiles = dataclasses.field(default_factory=dict)
+    kind: str = DUAL_ENCODER
 
 
-def _check_type(annotation: str, value: Any, where: str) -> None:
-    """Scalars are checked one by one, sequences element by element; bool is no int here."""
-    if annotation.startswith("Tuple["):
-        element = annotation[len("Tuple[") :].split(",")[0]
-        if not isinstance(value, tuple):
-            raise BundleError(f"{where}: expected a list, got {type(value).__name__}.")
-        for one in value:
-            _check_type(element, one, where)
-        return
-    expected = _TYPES.get(annotation)
-    if expected is None:
-        return
-    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        raise BundleError(f"{where}: expected {annotation}, got {value!r}.")
+Model = Union[ModelSpec, DualEncoderSpec]
 
 
-def _check_profiles(value: Any, where: str) -> None:
-    shapes = [
-        shape
-        for profiles in (value.values() if isinstance(value, dict) else [None])
-        for profile in (profiles if isinstance(profiles, list) else [None])
-        for three in (profile.values() if isinstance(profile, dict) else [None])
-        for shape in (three if isinstance(three, list) and len(three) == 3 else [None])
-    ]
-    for shape in shapes:
-        if not isinstance(shape, list) or any(type(size) is not int for size in shape):
-            raise BundleError(
-                f"{where}: expected component → list of profiles, each input → three lists of sizes."
-            )
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """One JSON object a line, keys in field order, UTF-8, newline at the end of each line."""
-    with open(path, "w", encoding="utf-8", newline="\n") as out:
-        for row in rows:
-            out.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
-
-
-def read_jsonl(path: Path, cls: Type[T]) -> List[T]:
-    """Read what `write_jsonl` wrote. Raises BundleError with file and line number."""
-    return list(_iter_jsonl(path, cls))
-
-
-def _iter_jsonl(path: Path, cls: Type[T]) -> Iterator[T]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: cannot be read ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BundleError(f"{path}:{number}: not JSON ({error}).") from error
-        yield from_json(cls, data, f"{path}:{number}")
+def model_from_json(data: Any, where: str) -> Model:
+    """The specification in a bundle's model.json. Raises BundleError."""
+    kinds: Dict[str, Type[Model]] = {GENERATIVE: ModelSpec, DUAL_ENCODER: DualEncoderSpec}
+    kind = data.get("kind", GENERATIVE) if isinstance(data, dict) else GENERATIVE
+    if not isinstance(kind, str) or kind not in kinds:
+        raise BundleError(f"{where}: a model of kind {kind!r}; this edgevlm knows {', '.join(kinds)}.")
+    return from_json(kinds[kind], data, where)

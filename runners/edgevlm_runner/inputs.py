@@ -11,18 +11,18 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from edgevlm_runner import prompt
-from edgevlm_runner.contract import GREY, Item, ModelSpec
+from edgevlm_runner import prompt, zero_shot
+from edgevlm_runner.contract import GREY, DualEncoderSpec, Item, Model, ModelSpec
 from edgevlm_runner.corrupt import corrupt
 from edgevlm_runner.errors import BundleError
-from edgevlm_runner.preprocess import load_image, tiles
+from edgevlm_runner.preprocess import frame, load_image, tiles
 
 MID_GREY = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """One question, ready for the model.
+    """One question, ready for the model; for a dual encoder, a picture and a sentence about its class.
 
     pixel_values  float32 [tiles, 3, S, S], None without a picture
     input_ids     int64 [1, T], image tokens already expanded
@@ -51,9 +51,21 @@ def from_picture(
     return Inputs(cut.pixel_values, prompt.encode(tokenizer, text))
 
 
-def from_item(item: Item, root: Path, seed: int, spec: ModelSpec, tokenizer: Tokenizer) -> Inputs:
+def from_class(
+    picture: Optional[Image.Image], label: str, spec: DualEncoderSpec, tokenizer: Tokenizer
+) -> Inputs:
+    """Preprocess one picture, and the first sentence about a class."""
+    texts = zero_shot.sentences([label or spec.text.classes[0]], spec.text.templates[:1])
+    pixels = None if picture is None else frame(picture, spec.image)
+    return Inputs(pixels, zero_shot.tokens(texts, spec.text, tokenizer))
+
+
+def from_item(item: Item, root: Path, seed: int, spec: Model, tokenizer: Tokenizer) -> Inputs:
     """Load the item's picture below `root`, corrupt it as its condition says, preprocess it."""
-    return from_picture(picture_of(item, root, seed), item.prompt, spec, tokenizer)
+    picture = picture_of(item, root, seed)
+    if isinstance(spec, DualEncoderSpec):
+        return from_class(picture, item.answers[0] if item.answers else "", spec, tokenizer)
+    return from_picture(picture, item.prompt, spec, tokenizer)
 
 
 def picture_of(item: Item, root: Path, seed: int) -> Optional[Image.Image]:

@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from edgevlm_runner.board import Watch
 from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import CLEAN, FORMAT_VERSION, Answer, Item, read_jsonl, to_json
 from edgevlm_runner.errors import BundleError
-from edgevlm_runner.respond import Respondent, usable_cores
+from edgevlm_runner.respond import Respondent, ZeroShot, respondent, usable_cores
 from edgevlm_runner.runtimes import OnAccelerator
 from edgevlm_runner.storage import file_digest, storage_errors
 
@@ -26,6 +26,8 @@ LATENCY_ITEMS = 120
 """Enough for a two-sided 95 % interval of the 95th percentile (73 is the least)."""
 FLUSH_EVERY = 32
 SIGN_OF_LIFE_S = 30.0
+
+AnyRespondent = Union[Respondent, ZeroShot]
 
 Progress = Callable[[int, int], None]
 """Called with (items answered, items in all)."""
@@ -46,14 +48,14 @@ def gather(
         out.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
         with _signs_of_life(progress, len(bundle.items)):
-            respondent = Respondent(bundle, threads, emulate)
-        with respondent:
+            loaded = respondent(bundle, threads, emulate)
+        with loaded:
             loaded_ms = 1e3 * (time.perf_counter() - began)
-            origin = _origin(bundle, respondent)
+            origin = _origin(bundle, loaded)
             with Watch() as watch:
-                latency = _latency(respondent, bundle.items)
-                _answer_all(respondent, bundle.items, out, origin, progress)
-            runtime = respondent.runtime
+                latency = _latency(loaded, bundle.items)
+                _answer_all(loaded, bundle.items, out, origin, progress)
+            runtime = loaded.runtime
             device_bytes, build_seconds = 0, 0.0
             if isinstance(runtime, OnAccelerator):
                 device_bytes, build_seconds = runtime.device_bytes(), runtime.build_seconds()
@@ -119,7 +121,7 @@ def read_evidence(directory: Path, bundle_digest: str) -> Dict[str, Any]:
     return evidence
 
 
-def _origin(bundle: Bundle, respondent: Respondent) -> Dict[str, Any]:
+def _origin(bundle: Bundle, respondent: AnyRespondent) -> Dict[str, Any]:
     """What the answers depend on."""
     return {
         "format_version": FORMAT_VERSION,
@@ -130,7 +132,7 @@ def _origin(bundle: Bundle, respondent: Respondent) -> Dict[str, Any]:
     }
 
 
-def _latency(respondent: Respondent, items: Sequence[Item]) -> Dict[str, List[float]]:
+def _latency(respondent: AnyRespondent, items: Sequence[Item]) -> Dict[str, List[float]]:
     """Samples in milliseconds over clean items spread through the table, after a warm-up."""
     clean = [item for item in items if item.condition == CLEAN]
     step = max(1, len(clean) // LATENCY_ITEMS)
@@ -146,7 +148,7 @@ def _latency(respondent: Respondent, items: Sequence[Item]) -> Dict[str, List[fl
 
 
 def _answer_all(
-    respondent: Respondent, items: Sequence[Item], out: Path, origin: Dict[str, Any], progress: Progress
+    respondent: AnyRespondent, items: Sequence[Item], out: Path, origin: Dict[str, Any], progress: Progress
 ) -> None:
     partial = out / "answers.partial.jsonl"
     done = _resumable(partial, origin)

@@ -1,6 +1,6 @@
-"""Pictures into tiles, as transformers' Idefics3 and SmolVLM image processors make them.
+"""Pictures into tiles, as transformers' image processors of Idefics3, SmolVLM, CLIP and SigLIP make them.
 
-Pixels are equal to theirs bit for bit (`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`): resize,
+Pixels are equal to theirs bit for bit (`Idefics3ImageProcessorPil`, `CLIPImageProcessorPil` …): resize,
 cut, rescale and normalise happen in the same order, with Pillow's filters and in the same precision.
 
 Python 3.8, NumPy and Pillow only.
@@ -13,12 +13,12 @@ import io
 import math
 import warnings
 from pathlib import Path
-from typing import List, Tuple, Union
+from typing import List, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from edgevlm_runner.contract import ImageSpec
+from edgevlm_runner.contract import FrameSpec, ImageSpec
 from edgevlm_runner.errors import ImageError
 
 MAX_PIXELS = 64_000_000
@@ -114,14 +114,35 @@ def tiles(image: Image.Image, spec: ImageSpec) -> Tiles:
 
     Raises ImageError when the picture is not RGB; `load_image` returns RGB.
     """
-    if image.mode != "RGB":
-        raise ImageError(f"expected a picture in RGB, got mode {image.mode!r}; convert it first.")
+    _require_rgb(image)
     if spec.split:
         frames, rows, cols = _cut(image, spec)
     else:
         whole = image.resize(_fit(image.size, spec.longest_edge), spec.resample)
         frames, rows, cols = [_square(whole, spec)], 0, 0
-    return Tiles(_normalize(frames, spec), rows, cols)
+    return Tiles(_normalize(frames, spec.tile_size, spec), rows, cols)
+
+
+def frame(image: Image.Image, spec: FrameSpec) -> np.ndarray:
+    """float32 [1, 3, S, S] of one RGB picture: CLIP's resize and centre crop, or SigLIP's squash.
+
+    Raises ImageError when the picture is not RGB; `load_image` returns RGB.
+    """
+    _require_rgb(image)
+    side = spec.side
+    if spec.shortest_edge is None:
+        return _normalize([image.resize((side, side), spec.resample)], side, spec)
+    short, long = sorted(image.size)
+    longest = int(spec.shortest_edge * long / short)
+    size = (spec.shortest_edge, longest) if image.width <= image.height else (longest, spec.shortest_edge)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    middle = image.resize(size, spec.resample).crop((left, top, left + side, top + side))
+    return _normalize([middle], side, spec)
+
+
+def _require_rgb(image: Image.Image) -> None:
+    if image.mode != "RGB":
+        raise ImageError(f"expected a picture in RGB, got mode {image.mode!r}; convert it first.")
 
 
 def most_tiles(spec: ImageSpec) -> int:
@@ -207,7 +228,7 @@ def _whole_tiles(size: Size, side: int) -> Size:
     return width, height
 
 
-def _normalize(frames: List[Image.Image], spec: ImageSpec) -> np.ndarray:
+def _normalize(frames: Sequence[Image.Image], side: int, spec: Union[ImageSpec, FrameSpec]) -> np.ndarray:
     """float32 [tiles, 3, S, S]: (value · rescale_factor − mean) / std.
 
     A byte has 256 values, so each is computed once, in the processor's precision (float64 product,
@@ -216,9 +237,9 @@ def _normalize(frames: List[Image.Image], spec: ImageSpec) -> np.ndarray:
     values = (np.arange(256, dtype=np.float64) * spec.rescale_factor).astype(np.float32)
     mean, std = (np.array(one, dtype=np.float32)[:, np.newaxis] for one in (spec.mean, spec.std))
     table = (values - mean) / std  # [3, 256]
-    pixel_values = np.empty((len(frames), 3, spec.tile_size, spec.tile_size), dtype=np.float32)
-    for frame, out in zip(frames, pixel_values):
-        pixels = np.asarray(frame)
+    pixel_values = np.empty((len(frames), 3, side, side), dtype=np.float32)
+    for one, out in zip(frames, pixel_values):
+        pixels = np.asarray(one)
         for channel in range(3):
             out[channel] = table[channel][pixels[:, :, channel]]
     return pixel_values

@@ -9,22 +9,29 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Callable, List, Optional, Tuple, Type
+from typing import Callable, List, Optional, Sequence, Tuple, Type, Union
+
+import numpy as np
+from PIL import Image
 
 from edgevlm_runner import abstain, runtimes
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import Answer, Item
+from edgevlm_runner.contract import Answer, DualEncoderSpec, Item, ModelSpec
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.generate import Generation, stream
-from edgevlm_runner.inputs import Inputs, from_item, from_picture, load_tokenizer
-from edgevlm_runner.preprocess import load_image
+from edgevlm_runner.inputs import Inputs, from_item, from_picture, load_tokenizer, picture_of
+from edgevlm_runner.preprocess import frame, load_image
+from edgevlm_runner.zero_shot import choose, embed_classes
 
 LOWEST_PROBABILITY = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """An answer and what it took. Times in milliseconds."""
+    """An answer and what it took. Times in milliseconds.
+
+    A classifier's class is its only token: first token and whole answer take the same time.
+    """
 
     text: str
     token_ids: Tuple[int, ...]
@@ -42,6 +49,8 @@ class Reply:
     """How right the Selector takes the answer to be, in [0, 1]; None without one."""
     abstained: bool = False
     """Whether the bundle withholds this answer."""
+    scores: Tuple[float, ...] = ()
+    """As `Answer.scores`."""
 
     @property
     def confidence(self) -> float:
@@ -57,14 +66,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Respondent:
-    """Holds the loaded graphs of one bundle; use it as a context manager.
+def respondent(
+    bundle: Bundle, threads: Optional[int] = None, emulate: bool = False
+) -> Union[Respondent, ZeroShot]:
+    """What answers for this bundle's kind of model."""
+    kind = ZeroShot if isinstance(bundle.model, DualEncoderSpec) else Respondent
+    return kind(bundle, threads, emulate)
 
-    Raises RuntimeUnavailable when the bundle's runtime is not installed, ExecutionError when it
-    refuses a graph.
-    """
 
-    def __init__(self, bundle: Bundle, threads: Optional[int] = None, emulate: bool = False) -> None:
+class _Loaded:
+    """What both kinds have in common: a bundle, its target's settings, and graphs to free in the end."""
+
+    def __init__(self, bundle: Bundle, threads: Optional[int], emulate: bool) -> None:
         """emulate: see `edgevlm_runner.runtimes.load`."""
         self._bundle = bundle
         self.emulated = emulate and bundle.model.runtime == "tensorrt"
@@ -73,8 +86,21 @@ class Respondent:
         target = json.loads(bundle.path("target.json").read_text(encoding="utf-8"))
         # The target's threads are its own; more than this machine has would only wait for each other.
         self.threads = threads or (usable_cores() if self.emulated else int(target["threads"]))
-        accelerator = target["accelerator"]
-        self.runtime = runtimes.load(bundle.root, bundle.model, self.threads, accelerator, emulate)
+        self._accelerator = str(target["accelerator"])
+
+
+class Respondent(_Loaded):
+    """Holds the loaded graphs of one bundle; use it as a context manager.
+
+    Raises RuntimeUnavailable when the bundle's runtime is not installed, ExecutionError when it
+    refuses a graph.
+    """
+
+    def __init__(self, bundle: Bundle, threads: Optional[int] = None, emulate: bool = False) -> None:
+        super().__init__(bundle, threads, emulate)
+        assert isinstance(bundle.model, ModelSpec)
+        self._spec = bundle.model
+        self.runtime = runtimes.load(bundle.root, self._spec, self.threads, self._accelerator, emulate)
         self._selector: Optional[abstain.Selector] = None
         if bundle.certainty.graph:
             self._selector = abstain.load(bundle.path(bundle.certainty.graph), bundle.model.runtime)
@@ -94,19 +120,19 @@ class Respondent:
         """Answer one question; `on_text` gets the answer piece by piece."""
         began = time.perf_counter()
         picture = load_image(image) if image is not None else None
-        inputs = from_picture(picture, question, self._bundle.model, self._tokenizer)
+        inputs = from_picture(picture, question, self._spec, self._tokenizer)
         return self._reply(inputs, began, on_text)
 
     def answer(self, item: Item) -> Tuple[Answer, Reply]:
         """Answer one item of the bundle, on corrupted pixels where its condition says so."""
         began = time.perf_counter()
-        inputs = from_item(item, self._bundle.root, self._seed, self._bundle.model, self._tokenizer)
+        inputs = from_item(item, self._bundle.root, self._seed, self._spec, self._tokenizer)
         reply = self._reply(inputs, began, lambda _: None)
         said = (reply.text, reply.token_ids, reply.token_logprobs, reply.finished, reply.selector)
         return Answer(item.id, *said), reply
 
     def _reply(self, inputs: Inputs, began: float, on_text: Callable[[str], None]) -> Reply:
-        spec = self._bundle.model
+        spec = self._spec
         preprocess_ms = 1e3 * (time.perf_counter() - began)
         tokens: List[int] = []
         shown = ""
@@ -155,3 +181,76 @@ class Respondent:
             on_text(text[len(shown) :] if shown else text.lstrip())
             return text
         return shown
+
+
+class ZeroShot(_Loaded):
+    """The same for a dual encoder: the class whose sentences lie nearest to the picture.
+
+    The classes are embedded once, while it is made, by the text encoder that the bundle ships. Its other
+    errors are Respondent's.
+    """
+
+    def __init__(self, bundle: Bundle, threads: Optional[int] = None, emulate: bool = False) -> None:
+        super().__init__(bundle, threads, emulate)
+        assert isinstance(bundle.model, DualEncoderSpec)
+        self._spec = bundle.model
+        self.runtime = runtimes.load_encoders(
+            bundle.root, self._spec, self.threads, self._accelerator, emulate
+        )
+        self.classes = self._spec.text.classes
+        self._embeds = self._embed(self.classes)
+
+    def __enter__(self) -> ZeroShot:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.runtime.close()
+
+    def choose_among(self, classes: Sequence[str]) -> None:
+        """Other classes than the bundle's own from now on. Raises PromptError for one that is too long."""
+        self._embeds = self._embed(classes)
+        self.classes = tuple(classes)
+
+    def ask(self, image: Path) -> Reply:
+        """Classify one picture."""
+        began = time.perf_counter()
+        return self._reply(load_image(image), began)
+
+    def answer(self, item: Item) -> Tuple[Answer, Reply]:
+        """Classify the picture of one item, corrupted where its condition says so."""
+        began = time.perf_counter()
+        picture = picture_of(item, self._bundle.root, self._seed)
+        if picture is None:
+            raise BundleError(f"item {item.id} has no picture to classify. Compile the bundle again.")
+        reply = self._reply(picture, began)
+        said = (reply.text, reply.token_ids, reply.token_logprobs, reply.finished)
+        return Answer(item.id, *said, scores=reply.scores), reply
+
+    def _embed(self, classes: Sequence[str]) -> np.ndarray:
+        return embed_classes(self.runtime.encode_text, classes, self._spec.text, self._tokenizer)
+
+    def _reply(self, picture: Image.Image, began: float) -> Reply:
+        pixel_values = frame(picture, self._spec.image)
+        preprocessed = time.perf_counter()
+        embed = self.runtime.encode_image(pixel_values)[0]
+        encoded = time.perf_counter()
+        choice = choose(embed, self._embeds, self._spec)
+        latency_ms = 1e3 * (time.perf_counter() - began)
+        return Reply(
+            text=self.classes[choice.place],
+            token_ids=(choice.place,),
+            token_logprobs=(choice.log_probability,),
+            finished=True,
+            preprocess_ms=1e3 * (preprocessed - began),
+            vision_ms=1e3 * (encoded - preprocessed),
+            time_to_first_token_ms=latency_ms,
+            per_token_ms=(),
+            latency_ms=latency_ms,
+            abstained=abstain.abstains(self._bundle.certainty, (choice.log_probability,), None),
+            scores=choice.scores,
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -41,7 +42,6 @@ _SAME_MEANING = frozenset(
         "Reciprocal",
         "ReduceSum",
         "Reshape",
-        "Shape",
         "Sigmoid",
         "Slice",
         "Softmax",
@@ -120,13 +120,30 @@ def _axes_as_attribute(model: ir.Model, node: ir.Node) -> None:
     graph.replace_node(model, node, older)
 
 
+def _shape_cut_out(model: ir.Model, node: ir.Node) -> None:
+    """Some of the sizes: all of them, and a Slice."""
+    first, last = (node.attributes.get(name) for name in ("start", "end"))
+    if first is None and last is None:
+        return
+    ends = np.iinfo(np.int64).max if last is None else last.as_int()
+    bounds = {"starts": 0 if first is None else first.as_int(), "ends": ends}
+    given = [
+        graph.add_initializer(model, f"{node.name}.{name}", np.array([value], np.int64))
+        for name, value in bounds.items()
+    ]
+    whole = ir.node("Shape", [node.inputs[0]])
+    graph.replace(model, node, [whole, ir.node("Slice", [whole.outputs[0], *given])])
+
+
 def _without_count(model: ir.Model, node: ir.Node) -> None:
     """The number of outputs says the same as the outputs."""
     node.attributes.pop("num_outputs", None)
 
 
 _REWRITES: dict[str, tuple[int, Callable[[ir.Model, ir.Node], None]]] = {
+    "ReduceMax": (18, _axes_as_attribute),
     "ReduceMean": (18, _axes_as_attribute),
+    "Shape": (15, _shape_cut_out),
     "Split": (18, _without_count),
 }
 """Operator → (opset that changed it, how to write it as before)."""

@@ -8,7 +8,7 @@ from typing import Any, Dict, Protocol, runtime_checkable
 import numpy as np
 
 from edgevlm_runner.bundle import default_cache
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec
 from edgevlm_runner.errors import BundleError, ExecutionError
 
 
@@ -46,6 +46,26 @@ class Runtime(Protocol):
         """Free the graphs and the cache."""
 
     def __enter__(self) -> Runtime: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class Encoders(Protocol):
+    """A loaded dual encoder. A context manager: leaving it frees the graphs."""
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """float32 [N, 3, S, S] → float32 [N, D]."""
+
+    def encode_text(self, input_ids: np.ndarray) -> np.ndarray:
+        """int64 [N, T] → float32 [N, D]."""
+
+    def versions(self) -> Dict[str, str]:
+        """Names and versions of the software that computes, for the evidence."""
+
+    def close(self) -> None:
+        """Free the graphs."""
+
+    def __enter__(self) -> Encoders: ...
 
     def __exit__(self, *error: Any) -> None: ...
 
@@ -97,16 +117,43 @@ def load(
 
         runtime = TensorRt(root, spec, default_cache() / "tensorrt")
     else:
-        raise BundleError(
-            f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime', 'litert' and "
-            "'tensorrt'. "
-            "Use the runner of the edgevlm that compiled it."
-        )
+        raise BundleError(_unknown(spec))
     runtime.start(spec.max_context)
     return runtime
 
 
-def graph_path(root: Path, spec: ModelSpec, component: str) -> Path:
+def load_encoders(
+    root: Path, spec: DualEncoderSpec, threads: int, accelerator: str = "cpu", emulate: bool = False
+) -> Encoders:
+    """The same for a dual encoder."""
+    if spec.runtime == "onnxruntime":
+        from edgevlm_runner.runtimes.onnxruntime_encoders import OnnxEncoders
+
+        return OnnxEncoders(root, spec, threads)
+    if spec.runtime == "litert":
+        from edgevlm_runner.runtimes.litert_encoders import LiteRtEncoders
+
+        return LiteRtEncoders(root, spec, threads, accelerator, packed_weights=default_cache() / "xnnpack")
+    if spec.runtime == "tensorrt" and emulate:
+        from edgevlm_runner.runtimes.emulation import SETTINGS
+        from edgevlm_runner.runtimes.onnxruntime_encoders import OnnxEncoders
+
+        return OnnxEncoders(root, spec, threads, settings=SETTINGS)
+    if spec.runtime == "tensorrt":
+        from edgevlm_runner.runtimes.tensorrt_encoders import TensorRtEncoders
+
+        return TensorRtEncoders(root, spec, default_cache() / "tensorrt")
+    raise BundleError(_unknown(spec))
+
+
+def _unknown(spec: Model) -> str:
+    return (
+        f"The bundle needs the runtime {spec.runtime!r}, this runner has 'onnxruntime', 'litert' and "
+        "'tensorrt'. Use the runner of the edgevlm that compiled it."
+    )
+
+
+def graph_path(root: Path, spec: Model, component: str) -> Path:
     """Raises ExecutionError when the manifest names no such graph, or it is not there."""
     name = spec.graphs.get(component)
     if name is None or not (root / name).is_file():

@@ -23,7 +23,7 @@ from edgevlm_runner.runtimes.onnxruntime import import_onnxruntime, open_session
 Self = TypeVar("Self", bound="EmulatedTensorRt")
 
 COMPONENTS = ("vision_encoder", "embedding", "decoder")
-_SETTINGS = {
+SETTINGS = {
     # int4 products stay products of the dequantised weights, as TensorRT computes them.
     "session.qdq_matmulnbits_accuracy_level": "1",
     "session.x64quantprecision": "1",
@@ -53,7 +53,7 @@ class EmulatedTensorRt:
         self._sessions: Dict[str, Any] = {}
         self._types: Dict[str, Dict[str, Any]] = {}
         for component in COMPONENTS:
-            session = open_session(self._ort, graph_path(root, spec, component), threads, optimize, _SETTINGS)
+            session = open_session(self._ort, graph_path(root, spec, component), threads, optimize, SETTINGS)
             self._sessions[component] = session
             self._types[component] = {one.name: _NUMPY_TYPES.get(one.type) for one in session.get_inputs()}
         self._in_place = "write_index" in self._types["decoder"]

@@ -54,7 +54,7 @@ class LiteRt:
         """
         self._spec = spec
         self._path = _model_path(root, spec)
-        kept = _packed_file(packed_weights, self._path)
+        kept = packed_file(packed_weights, self._path)
         self._executor = open_executor(self._path, threads, accelerator, kept, in_place)
         signatures = self._executor.signatures
         self._steps = {
@@ -242,7 +242,7 @@ def pieces(first: int, count: int, lengths: List[int], end: int) -> List[Tuple[i
     return found
 
 
-def _packed_file(folder: Optional[Path], path: Path) -> Optional[Path]:
+def packed_file(folder: Optional[Path], path: Path) -> Optional[Path]:
     """Named by the graph's digest: XNNPACK checks its own version, not whose weights it finds."""
     if folder is None:
         return None

@@ -80,7 +80,7 @@ class _Compiled:
         """The first write to any buffer starts a second environment, with all its messages."""
         for signature, (inputs, _) in self.signatures.items():
             for name, shape in inputs.items():
-                if name.startswith(STATE):
+                if name.startswith(STATE) or name == "pixel_values":
                     buffer = self._model.create_input_buffer_by_name(signature, name)
                     buffer.write(np.zeros(shape, np.float32))
                     return

@@ -31,7 +31,7 @@ class OnnxRuntime:
         self._spec = spec
         self._ort = import_onnxruntime()
         paths = {component: graph_path(root, spec, component) for component in COMPONENTS}
-        exact = {} if _multiplies_bytes_exactly() else {"session.x64quantprecision": "1"}
+        exact = exact_kernels()
         self._vision = open_session(self._ort, paths["vision_encoder"], threads, optimize, exact)
         self._embedding = open_session(self._ort, paths["embedding"], 1, optimize, exact)
         self._decoder = open_session(self._ort, paths["decoder"], threads, optimize, exact)
@@ -232,6 +232,11 @@ def open_session(ort: Any, path: Path, threads: int, optimize: bool, settings: M
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
         raise ExecutionError(f"{path}: ONNX Runtime {ort.__version__} refuses this graph: {error}") from error
+
+
+def exact_kernels() -> Dict[str, str]:
+    """Settings under which products of bytes are exact on this machine."""
+    return {} if _multiplies_bytes_exactly() else {"session.x64quantprecision": "1"}
 
 
 def _multiplies_bytes_exactly() -> bool:

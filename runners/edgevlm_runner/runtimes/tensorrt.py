@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, TypeVar
+from typing import Any, Dict, List, Mapping, Optional, Tuple, TypeVar
 
 import numpy as np
 
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import Model, ModelSpec
 from edgevlm_runner.errors import ExecutionError
 from edgevlm_runner.runtimes import decoder_window, graph_path
 from edgevlm_runner.runtimes import profiles as optimisation
@@ -65,20 +65,8 @@ class TensorRt:
 
     def _open(self, graphs: Dict[str, Path], cache: Path) -> None:
         trt, cuda, spec = self._trt, self._cuda, self._spec
-        runtime_version, driver = cuda.versions()
-        self._board = Board(str(trt.__version__), cuda.device_name(), runtime_version, driver)
-        self._plans: Dict[str, Plan] = {}
-        for component, graph in graphs.items():  # all builds come before any engine takes memory
-            free = cuda.memory()[0]
-            profiles = spec.profiles[component]
-            self._plans[component] = find_or_build(graph, profiles, self._board, cache, free)
-        self._runtime = open_runtime(trt)
-        engines = {
-            component: Engine(
-                trt, cuda, deserialize(trt, self._runtime, plan), component, spec.profiles[component]
-            )
-            for component, plan in self._plans.items()
-        }
+        opened = open_engines(trt, cuda, spec, graphs, cache)
+        self._board, self._plans, self._runtime, engines = opened
         side, width, tokens = spec.image.tile_size, spec.hidden_size, spec.prompt.tokens_per_tile
         vision, embedding = engines["vision_encoder"], engines["embedding"]
         vision.check({"pixel_values": (-1, 3, side, side), "image_features": (-1, tokens, width)})
@@ -175,6 +163,24 @@ class TensorRt:
 
     def __exit__(self, *error: Any) -> None:
         self.close()
+
+
+def open_engines(
+    trt: Any, cuda: Cuda, spec: Model, graphs: Mapping[str, Path], cache: Path
+) -> Tuple[Board, Dict[str, Plan], Any, Dict[str, Engine]]:
+    """(board, plans, TensorRT's runtime, engines) of the graphs, built or found in `cache`."""
+    runtime_version, driver = cuda.versions()
+    board = Board(str(trt.__version__), cuda.device_name(), runtime_version, driver)
+    plans: Dict[str, Plan] = {}
+    for component, graph in graphs.items():  # all builds come before any engine takes memory
+        free = cuda.memory()[0]
+        plans[component] = find_or_build(graph, spec.profiles[component], board, cache, free)
+    runtime = open_runtime(trt)
+    engines = {
+        component: Engine(trt, cuda, deserialize(trt, runtime, plan), component, spec.profiles[component])
+        for component, plan in plans.items()
+    }
+    return board, plans, runtime, engines
 
 
 def _resident_bytes() -> int:

@@ -1,0 +1,206 @@
+"""The device's view of a dual encoder: preprocessing numbers, classes in words, how cosines become
+probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from edgevlm_runner import preprocess, zero_shot
+from edgevlm_runner.contract import DualEncoderSpec, FrameSpec, TextSpec
+from PIL import Image
+from tokenizers import Tokenizer
+
+from edgevlm_deploy.errors import CheckpointError, DataError, PromptError
+from edgevlm_deploy.recipe import Recipe
+from edgevlm_deploy.source.dual_encoder import LOGIT_BIAS, LOGIT_SCALE
+from edgevlm_deploy.source.model import DualArchitecture, SourceModel
+from edgevlm_deploy.source.specification import check_image_processor_type, open_tokenizers, three
+
+DYNAMIC_RUNTIMES = ("onnxruntime",)
+"""Where a graph takes rows of any length; elsewhere every row is padded to the text encoder's length."""
+
+
+def model_spec(
+    source: SourceModel,
+    recipe: Recipe,
+    runtime: str,
+    graphs: Mapping[str, str],
+    labels: Sequence[str],
+) -> DualEncoderSpec:
+    """Everything that the runner must know, proved on a sample picture and on every class against
+    transformers' own preprocessing and tokenizer.
+
+    labels: the classes in the data, taken where the recipe names none.
+    Raises CheckpointError when preprocessing or tokenizer is not what the device can do, DataError without
+    classes or with one that the text encoder cannot read whole.
+    """
+    classes = recipe.zero_shot.classes or tuple(labels)
+    if len(classes) < 2:
+        raise DataError(
+            f"a classifier chooses among two classes or more, got {list(classes)}. Give labelled pictures "
+            "or name them in the recipe (zero_shot.classes)."
+        )
+    tokenizer, on_device = open_tokenizers(source)
+    architecture = source.architecture
+    assert isinstance(architecture, DualArchitecture)
+    is_clip = source.family == "clip"
+    text = TextSpec(
+        classes=classes,
+        templates=recipe.zero_shot.templates,
+        length=architecture.max_text,
+        # Causal attention never looks at what comes after the end; SigLIP was trained on padded rows.
+        padded=not is_clip or runtime not in DYNAMIC_RUNTIMES,
+        pad_token_id=_token_id(source, tokenizer, "pad_token_id"),
+        end_token_id=_token_id(source, tokenizer, "eos_token_id") if is_clip else None,
+    )
+    spec = DualEncoderSpec(
+        family=source.family,
+        runtime=runtime,
+        graphs=dict(graphs),
+        image=_clip_frame(source) if is_clip else _siglip_frame(source),
+        text=text,
+        projection_size=architecture.projection_size,
+        vocab_size=architecture.vocab_size,
+        logit_scale=float(np.exp(_stored_number(source, LOGIT_SCALE))),
+        logit_bias=0.0 if is_clip else _stored_number(source, LOGIT_BIAS),
+        activation="softmax" if is_clip else "sigmoid",
+    )
+    _check_tokens(source, spec, tokenizer, on_device)
+    return spec
+
+
+def _token_id(source: SourceModel, tokenizer: Any, name: str) -> int:
+    found = getattr(tokenizer, name)
+    if not isinstance(found, int):
+        raise CheckpointError(f"{source.path}: its tokenizer has no {name}; texts could not be ended.")
+    return found
+
+
+def _stored_number(source: SourceModel, name: str) -> float:
+    """A parameter of one element."""
+    from safetensors import safe_open
+
+    for file in source.weight_files:
+        with safe_open(source.path / file, framework="pt") as stored:
+            if name in stored.keys():  # noqa: SIM118 - not a mapping
+                values = stored.get_tensor(name).double().flatten().tolist()
+                if len(values) == 1 and np.isfinite(values[0]):
+                    return float(values[0])
+    raise CheckpointError(f"{source.path}: {name} is missing, or is not one number.")
+
+
+def _clip_frame(source: SourceModel) -> FrameSpec:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = _processor(source, CLIPImageProcessorPil, ("CLIPImageProcessor", "CLIPFeatureExtractor"))
+    edge, crop = dict(processor.size).get("shortest_edge"), dict(processor.crop_size)
+    side = _side(source)
+    if not edge or not processor.do_center_crop or (crop.get("height"), crop.get("width")) != (side, side):
+        raise CheckpointError(
+            f"{source.path}: its image processor resizes to {dict(processor.size)} and crops to {crop}; "
+            f"expected a shortest_edge, and a centre crop of the vision encoder's {side} × {side}."
+        )
+    if edge < side:
+        raise CheckpointError(f"{source.path}: its image processor crops {side} pixels out of {edge}.")
+    return _frame(source, processor, int(edge))
+
+
+def _siglip_frame(source: SourceModel) -> FrameSpec:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    processor = _processor(source, SiglipImageProcessorPil, ("SiglipImageProcessor",))
+    size, side = dict(processor.size), _side(source)
+    if (size.get("height"), size.get("width")) != (side, side):
+        raise CheckpointError(
+            f"{source.path}: its image processor resizes to {size}; the vision encoder is made for "
+            f"{side} × {side}. They are of different models."
+        )
+    return _frame(source, processor, None)
+
+
+def _side(source: SourceModel) -> int:
+    assert isinstance(source.architecture, DualArchitecture)
+    return source.architecture.image_size
+
+
+def _processor(source: SourceModel, kind: Any, names: Sequence[str]) -> Any:
+    check_image_processor_type(source, names)
+    try:
+        processor = kind.from_pretrained(source.path, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{source.path}: its image processor cannot be loaded ({error}).") from error
+    steps = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
+    skipped = [step for step in steps if getattr(processor, step) is False]
+    if skipped:
+        raise CheckpointError(
+            f"{source.path}: its image processor goes without {', '.join(skipped)}; the device always "
+            "resizes, rescales and normalises."
+        )
+    return processor
+
+
+def _frame(source: SourceModel, processor: Any, shortest_edge: int | None) -> FrameSpec:
+    """Proved on a picture of odd size."""
+    mean, std = (three(value) for value in (processor.image_mean, processor.image_std))
+    spec = FrameSpec(
+        side=_side(source),
+        shortest_edge=shortest_edge,
+        resample=int(processor.resample),
+        rescale_factor=float(processor.rescale_factor),
+        mean=mean,
+        std=std,
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (57, 83, 3), dtype=np.uint8)
+    for picture in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2).copy())):
+        theirs = processor(picture, return_tensors="np")["pixel_values"]
+        if not np.array_equal(preprocess.frame(picture, spec), theirs):
+            raise CheckpointError(
+                f"{source.path}: transformers' {type(processor).__name__} makes other pixels of a picture "
+                "than the device would. Its preprocessing is not supported."
+            )
+    return spec
+
+
+def _check_tokens(source: SourceModel, spec: DualEncoderSpec, tokenizer: Any, on_device: Tokenizer) -> None:
+    """The device's rows are transformers' rows, and end where the text encoder looks for their meaning."""
+    text = spec.text
+    for name in text.classes:
+        texts = zero_shot.sentences([name], text.templates)
+        try:
+            ours = zero_shot.tokens(texts, text, on_device)
+        except PromptError as error:
+            raise DataError(str(error)) from error
+        padding = {"padding": "max_length", "max_length": text.length} if text.padded else {"padding": True}
+        theirs = np.asarray(tokenizer(texts, **padding)["input_ids"])
+        if not np.array_equal(ours, theirs):
+            raise CheckpointError(
+                f"{source.path}: tokenizer.json and transformers' {type(tokenizer).__name__} disagree on "
+                f"{texts[0]!r}. Save the tokenizer again."
+            )
+        if ours.max() >= spec.vocab_size:
+            raise CheckpointError(
+                f"{source.path}: its tokenizer has token {ours.max()}, its embedding {spec.vocab_size} rows."
+            )
+        if text.end_token_id is not None:
+            ends = (ours == text.end_token_id).argmax(axis=1)
+            # Older checkpoints have no end token in their config and take the largest one instead.
+            if (
+                not np.array_equal(ends, _places_of_the_end(source)(ours))
+                or not (ours == text.end_token_id).any(axis=1).all()
+            ):
+                raise CheckpointError(
+                    f"{source.path}: {texts[0]!r} does not end with the token that the text encoder looks "
+                    "for. Tokenizer and model are of different checkpoints."
+                )
+
+
+def _places_of_the_end(source: SourceModel) -> Callable[[Any], Any]:
+    """int64 [N, T] → [N], as transformers' text encoder finds them."""
+    from transformers import AutoConfig
+
+    end = AutoConfig.from_pretrained(source.path, local_files_only=True).text_config.eos_token_id
+    if end == 2:
+        return lambda rows: rows.argmax(axis=1)
+    return lambda rows: (rows == end).argmax(axis=1)

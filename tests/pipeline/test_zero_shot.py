@@ -1,0 +1,173 @@
+"""From a tiny CLIP and labelled pictures to a sealed bundle that classifies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_dual
+from edgevlm_runner.bundle import open_bundle
+from edgevlm_runner.contract import CLEAN, OOD, Answer, DualEncoderSpec, read_jsonl
+from typer.testing import CliRunner
+
+from edgevlm_deploy import pipeline, validation
+from edgevlm_deploy.cli import app
+from edgevlm_deploy.errors import DataError, PlanError
+from edgevlm_deploy.metrics.dual_tables import DualMetrics
+from edgevlm_deploy.progress import Silent
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+name: small
+description: Few items, loose gates; what is tested is the line, not the model.
+components:
+  vision_encoder: {scheme: w8a8}
+  text_encoder: {scheme: w8a8}
+  projector: {scheme: w8a16}
+  embedding: {scheme: w8a16}
+zero_shot: {templates: ["a photo of a {}", "one {}"]}
+calibration: {samples: 3}
+evaluation:
+  clean_items: 12
+  corruptions: [gaussian_noise]
+  severities: [2]
+  items_per_condition: 4
+  bootstrap_resamples: 200
+gates:
+  - {metric: divergence_rate, max: 1.0}
+  - {metric: ece_increase, max: 1.0}
+target_budgets: report
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled pictures with backgrounds, and two that show none of the classes."""
+    folder = tiny_dual.labelled(tmp_path_factory.mktemp("pictures"))
+    rows: list[dict[str, Any]] = []
+    for name in tiny_dual.CLASSES:
+        for number in range(8):
+            split = "common" if number % 4 else "counter"
+            rows.append(
+                {"image": f"{name}/{number}.png", "label": name, "background": "noise", "split": split}
+            )
+    for number in (90, 91):
+        tiny_dual.picture("disc", number).rotate(45).save(folder / f"{number}.png")
+        rows.append({"image": f"{number}.png", "ood": True})
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "items.jsonl"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    torch.set_num_threads(1)
+    return tiny_dual.save("clip", tmp_path_factory.mktemp("checkpoint") / "tiny-clip")
+
+
+def order(checkpoint: Path, data: Path | None, out: Path, recipe: str = RECIPE) -> pipeline.Order:
+    file = out / "small.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(recipe)
+    return pipeline.Order(model=str(checkpoint), target="host-cpu", recipe=str(file), out=out, data=data)
+
+
+@pytest.fixture(scope="module")
+def validated(
+    checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> validation.Validation:
+    wanted = order(checkpoint, data, tmp_path_factory.mktemp("build") / "out")
+    return validation.validate(pipeline.compile(wanted, Silent()), False, Silent())
+
+
+def test_a_dual_encoder_is_sealed(validated: validation.Validation) -> None:
+    bundle = open_bundle(validated.bundle)
+    assert validated.sealed and bundle.seal is not None
+    spec = bundle.model
+    assert isinstance(spec, DualEncoderSpec)
+    assert spec.text.classes == tuple(sorted(tiny_dual.CLASSES)) and len(spec.text.templates) == 2
+    verification = bundle.manifest["verification"]
+    assert verification["vision_difference"] < 1e-5 and verification["text_difference"] < 1e-5
+    assert bundle.manifest["quantization"]["modules"]["text_encoder"] == {"w8a8 rtn": 12}
+
+
+def test_items_are_pictures_with_a_class(validated: validation.Validation) -> None:
+    items = open_bundle(validated.bundle).items
+    clean = [item for item in items if item.condition == CLEAN]
+    assert len(clean) == 12 and {item.group for item in clean} == set(tiny_dual.CLASSES)
+    assert all(item.prompt == "" and item.answers == (item.group,) for item in clean)
+    assert {item.background for item in clean} == {"noise"} and "common" in {item.split for item in clean}
+    assert [item.answers for item in items if item.condition == OOD] == [(), ()]
+    assert validated.metrics.clean_items == 12 and validated.metrics.corrupted_items == 4
+    assert not validated.metrics.failures, "the taxonomy's rules are about questions"
+
+
+def test_answers_have_cosines_and_the_probability_of_the_class(validated: validation.Validation) -> None:
+    bundle = open_bundle(validated.bundle)
+    reference = {one.item_id: one for one in read_jsonl(bundle.path("reference.jsonl"), Answer)}
+    answers = read_jsonl(validated.directory / "answers.jsonl", Answer)
+    classes = bundle.model.text.classes  # type: ignore[union-attr]
+    assert len(answers) == len(bundle.items) == len(reference)
+    for one in answers:
+        place = max(range(len(classes)), key=lambda n: one.scores[n])
+        assert one.text == classes[place] and one.token_ids == (place,)
+        assert len(one.token_logprobs) == 1 and one.token_logprobs[0] < 0
+        theirs = reference[one.item_id].scores
+        assert max(abs(a - b) for a, b in zip(one.scores, theirs, strict=True)) < 0.1
+
+
+def test_scores_give_the_metrics_of_dual_encoders(validated: validation.Validation) -> None:
+    found = DualMetrics.model_validate_json((validated.directory / "dual_metrics.json").read_text())
+    assert found.answers.estimates["accuracy"].value == validated.metrics.estimates["accuracy"].value
+    for name in ("worst_group_accuracy", "relative_spurious_gap"):
+        assert found.estimates[name].n > 0, name
+    areas = [name for name in found.estimates if "auroc" in name and not name.startswith("reference")]
+    assert areas and found.estimates[areas[0]].value is not None, "two pictures show none of the classes"
+    assert "Scores of all classes" in validated.report.read_text()
+
+
+def test_the_page_speaks_of_classes(validated: validation.Validation) -> None:
+    page = validated.report.read_text()
+    assert "Clean items by class." in page and "probability of the chosen class" in page
+    for nonsense in (
+        "Kind of question",
+        "kind of question",
+        "token probabilities",
+        "Each further token",
+        "decoder",
+    ):
+        assert nonsense not in page, nonsense
+
+
+def test_edgevlm_run_prints_classes(validated: validation.Validation, data: Path) -> None:
+    picture = str(data.parent / "disc" / "1.png")
+    run = CliRunner().invoke(app, ["run", str(validated.bundle), "--image", picture])
+    assert run.exit_code == 0, run.output
+    assert all(name in run.output for name in (*tiny_dual.CLASSES, "probability"))
+    others = ["--prompt", "cat, dog", "--json"]
+    run = CliRunner().invoke(app, ["run", str(validated.bundle), "--image", picture, *others])
+    said = json.loads(run.output)
+    assert {one["class"] for one in said["classes"]} == {"cat", "dog"}
+    assert sum(one["probability"] for one in said["classes"]) == pytest.approx(1.0, abs=1e-4)
+    assert said["answer"] == said["classes"][0]["class"]
+
+
+def test_mistakes_are_sentences(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="A dual encoder is judged on pictures with a class"):
+        pipeline.compile(order(checkpoint, None, tmp_path), Silent())
+    named = RECIPE.replace("zero_shot: {", "zero_shot: {classes: [disc, square], ")
+    with pytest.raises(DataError, match=r"1 labels in the data are none .* e\.g\. 'stripes'"):
+        pipeline.compile(order(checkpoint, data, tmp_path, named), Silent())
+    alike = RECIPE.replace("zero_shot: {", 'zero_shot: {classes: [disc, square, stripes, "The disc!"], ')
+    with pytest.raises(DataError, match="the same words"):
+        pipeline.compile(order(checkpoint, data, tmp_path, alike), Silent())
+    reworded = RECIPE.replace("corruptions: [gaussian_noise]", "perturbations: [paraphrase]")
+    with pytest.raises(PlanError, match="perturbations: paraphrase: a dual encoder is asked no question"):
+        pipeline.compile(order(checkpoint, data, tmp_path, reworded), Silent())
+    decoder = RECIPE.replace("text_encoder:", "decoder:")
+    with pytest.raises(PlanError, match=r"components\.decoder: this model has no such component"):
+        pipeline.compile(order(checkpoint, data, tmp_path, decoder), Silent())
