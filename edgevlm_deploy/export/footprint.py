@@ -31,7 +31,8 @@ def weight_bytes(
         return rows * columns + HALF * rows
     container, block = layout(stored.bits, stored.block(columns), columns, component.value)
     blocks = -(-columns // block)
-    return rows * blocks * (block * container // 8 + HALF)
+    zero_points = 0 if stored.symmetric else rows * -(-blocks * container // 8)
+    return rows * blocks * (block * container // 8 + HALF) + zero_points
 
 
 def _litert(rows: int, columns: int, stored: WeightFormat) -> int:

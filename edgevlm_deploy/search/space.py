@@ -30,7 +30,8 @@ class Block:
     """Modules that share a scheme.
 
     requests   scheme × algorithm → what every module of the block is then asked for; fp16 is no key
-    sizes      scheme → bytes of the block's weights in the backend's file
+    sizes      scheme → bytes of the block's weights in the backend's file, rounded to nearest
+    stored     the same for each of `requests`: zero-points come on top for some algorithms
     """
 
     name: str
@@ -38,6 +39,11 @@ class Block:
     modules: tuple[str, ...]
     requests: Mapping[tuple[Scheme, Algorithm], ModuleRequest]
     sizes: Mapping[Scheme, int]
+    stored: Mapping[tuple[Scheme, Algorithm], int]
+
+    def size(self, scheme: Scheme, wanted: Algorithm) -> int:
+        """Bytes with `wanted` where it is offered."""
+        return self.stored.get((scheme, self.algorithm(scheme, wanted)), self.sizes[scheme])
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
@@ -90,12 +96,13 @@ class Space:
 
     def weight_bytes(self, candidate: Candidate) -> int:
         return self.rest_bytes + sum(
-            block.sizes[scheme] for block, scheme in zip(self.blocks, candidate.schemes, strict=True)
+            block.size(scheme, candidate.algorithm)
+            for block, scheme in zip(self.blocks, candidate.schemes, strict=True)
         )
 
     def component_bytes(self, candidate: Candidate, *components: Component) -> int:
         return sum(
-            block.sizes[scheme]
+            block.size(scheme, candidate.algorithm)
             for block, scheme in zip(self.blocks, candidate.schemes, strict=True)
             if block.component in components
         )
@@ -202,14 +209,15 @@ def _block(
         shapes = (source.shapes[module] for module in modules)
         return sum(footprint.weight_bytes(*shape, stored, component, target.backend) for shape in shapes)
 
-    requests, sizes = {}, {Scheme.FP16: size(None)}
+    requests, stored = {}, {}
     for (scheme, algorithm), request in offered.items():
         try:
             check_columns(
                 dict.fromkeys(modules, request), {module: source.shapes[module][1] for module in modules}
             )
-            sizes[scheme] = size(request.format)
+            stored[scheme, algorithm] = size(request.format)
         except (PlanError, ExportError):
             continue
         requests[scheme, algorithm] = request
-    return Block(name, component, modules, requests, sizes)
+    nearest = {scheme: bytes_ for (scheme, one), bytes_ in stored.items() if one is Algorithm.RTN}
+    return Block(name, component, modules, requests, {Scheme.FP16: size(None), **nearest}, stored)

@@ -29,6 +29,15 @@ def test_onnxruntime_packs_what_was_predicted(scheme: Scheme, columns: int) -> N
     assert packed.weight.nbytes + packed.scale.nbytes // 2 == expected
 
 
+def test_zero_points_are_packed_like_the_integers() -> None:
+    stored = WeightFormat(4, 32, symmetric=False)
+    plain = WeightFormat(4, 32)
+    difference = [
+        footprint.weight_bytes(48, 96, one, Component.DECODER, Backend.ONNXRUNTIME) for one in (plain, stored)
+    ]
+    assert difference[1] - difference[0] == 48 * 2, "three blocks of half a byte, padded to whole bytes"
+
+
 @pytest.mark.parametrize(
     ("backend", "stored", "expected"),
     [

@@ -11,10 +11,10 @@ import pytest
 from edgevlm_runner.contract import CLEAN, Item
 from edgevlm_runner.inputs import from_item, load_tokenizer
 
-from edgevlm_deploy import backends, quiet, reference, source
+from edgevlm_deploy import backends, quiet, reduction, reference, source
 from edgevlm_deploy.quantize import QuantizedModel, QuantizedTable, fakequant
 from edgevlm_deploy.quantize.rounding import round_to_nearest, weight_of
-from edgevlm_deploy.recipe import Algorithm, Recipe, Scheme
+from edgevlm_deploy.recipe import Algorithm, Recipe, Reduction, ReductionMethod, Scheme
 from edgevlm_deploy.search.replies import Examination
 from edgevlm_deploy.search.space import Space
 from edgevlm_deploy.source import SourceModel
@@ -113,3 +113,22 @@ def test_pictures_are_prepared_again_when_memory_is_short(
         one.answer for one in examination.replies(loaded, some)
     ]
     assert not forgetful._kept
+
+
+@pytest.mark.parametrize("method", [ReductionMethod.VISIONZIP, ReductionMethod.TOME])
+def test_a_recipe_with_fewer_image_tokens_is_judged_against_all_of_them(
+    examined: Any, loaded: Any, demo: SourceModel, method: ReductionMethod
+) -> None:
+    examination, _, (spec, tokenizer) = examined
+    wanted = Reduction(method=method, keep=0.5)
+    fewer = reduction.reduced(spec, wanted)
+    with quiet.libraries():
+        model = reduction.apply(source.load(demo), wanted, spec.prompt.tokens_per_tile)
+    items, root = examination.items, examination._root
+    answers = [examination.answers[one.id] for one in items]
+    made = Examination(items, answers, root, 0, fewer, demo.tokenizer)
+    made.observe_reference(loaded, spec, lambda _: None)
+    questions = [reference.Question(one, from_item(one, root, 0, fewer, tokenizer)) for one in items]
+    generated = reference.generate(model, questions, fewer, tokenizer)
+    for reply, said in zip(made.replies(model), generated, strict=True):
+        assert reply.answer.token_ids == said.token_ids and reply.kl > 0
