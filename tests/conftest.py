@@ -6,8 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import tiny_litert
+
+# A busy machine is no failure, and time is measured in benchmarks.
+hypothesis.settings.register_profile("repository", deadline=None)
+hypothesis.settings.load_profile("repository")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from edgevlm_runner.storage import require_free
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevlm_deploy.artifacts import (
@@ -46,7 +46,6 @@ class Point:
     where: tuple[int, ...]
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=6))
 def test_digest_does_not_depend_on_the_order_of_keys(value: dict[str, object]) -> None:
     assert digest(value) == digest(dict(reversed(list(value.items()))))

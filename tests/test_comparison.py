@@ -142,7 +142,7 @@ def test_a_set_of_answers_does_not_differ_from_itself() -> None:
         assert (row.mcnemar_p, row.confidence_change.value, row.risen, row.fallen) == (1.0, 0.0, 0, 0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=12, max_size=12))
 def test_swapping_the_sides_swaps_the_directions(right: list[tuple[bool, bool]]) -> None:
     items = [question(n) for n in range(12)]

@@ -17,7 +17,7 @@ from edgevlm_deploy.metrics.compared import COMPARED, compare, partition, per_it
 from edgevlm_deploy.metrics.consistency import diverges
 from edgevlm_deploy.metrics.estimates import Statistic, Subset, Table, independent, mean, tabulate, undefined
 from edgevlm_deploy.metrics.pairs import Pairs
-from edgevlm_deploy.metrics.robustness import ratio
+from edgevlm_deploy.metrics.spurious import relative_spurious_gap, worst_group
 from edgevlm_deploy.metrics.statistics import Estimate, Totals, wilson
 from edgevlm_deploy.metrics.tables import BackgroundRow
 from edgevlm_deploy.recipe import Evaluation
@@ -25,10 +25,15 @@ from edgevlm_deploy.recipe import Evaluation
 Floats = NDArray[np.float64]
 LEAST_IN_GROUP = 10
 """A smaller group's accuracy is mostly chance, and a minimum looks for chance."""
-_PER_MODEL = ("worst_group_accuracy", "spurious_gap", "background_accuracy", "background_divergence_rate")
+_PER_MODEL = (
+    "worst_group_accuracy",
+    "relative_spurious_gap",
+    "background_accuracy",
+    "background_divergence_rate",
+)
 NAMES = (
     "background_gap",
-    "spurious_gap_increase",
+    "relative_spurious_gap_increase",
     *_PER_MODEL,
     *(f"reference_{name}" for name in _PER_MODEL),
 )
@@ -50,12 +55,15 @@ def summary(pairs: Pairs, evaluation: Evaluation) -> tuple[dict[str, Estimate], 
     columns["artifact_moved"] = _moved(pairs, pairs.artifact)
     table = tabulate(pairs, columns, [common, counter, *groups], evaluation)
     gap = table.difference(counter, "robustness_gap")
-    estimates = {"background_gap": gap, "spurious_gap_increase": _increase(table, common, counter, gap)}
+    estimates = {
+        "background_gap": gap,
+        "relative_spurious_gap_increase": _increase(table, common, counter, gap),
+    }
     for prefix, whose in (("", "artifact"), ("reference_", "reference")):
         estimates |= {
             f"{prefix}background_accuracy": table.rate(counter, f"{whose}_accuracy"),
             f"{prefix}background_divergence_rate": table.rate(counter, f"{whose}_moved"),
-            f"{prefix}spurious_gap": table.statistic(
+            f"{prefix}relative_spurious_gap": table.statistic(
                 counter, _spurious(common, counter, whose), f"the {whose} answers no original correctly"
             ),
             f"{prefix}worst_group_accuracy": _worst(table, groups, f"{whose}_accuracy"),
@@ -90,7 +98,7 @@ def _worst(table: Table, groups: Sequence[Subset], column: str) -> Estimate:
     trials = independent(*table.size(lowest))
 
     def worst(totals: Totals) -> Any:
-        return np.min([one(totals) for one in means], axis=0)
+        return worst_group([one(totals) for one in means])
 
     closed = wilson(min(observed) * trials, trials, table.level)
     return table.statistic(lowest, worst, why, closed)
@@ -98,7 +106,7 @@ def _worst(table: Table, groups: Sequence[Subset], column: str) -> Estimate:
 
 def _spurious(common: Subset, counter: Subset, whose: str) -> Statistic:
     before, after = (mean(subset, f"{whose}_accuracy") for subset in (common, counter))
-    return lambda totals: ratio(before(totals) - after(totals), before(totals))
+    return lambda totals: relative_spurious_gap(before(totals), after(totals))
 
 
 def _increase(table: Table, common: Subset, counter: Subset, gap: Estimate) -> Estimate:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm_deploy.metrics.estimates import undefined
+from edgevlm_deploy.metrics.ood import Curve, auroc, delong_difference, delong_interval
 from edgevlm_deploy.metrics.pairs import Pairs
 from edgevlm_deploy.metrics.statistics import (
     FEW_CLUSTERS,
@@ -16,8 +17,6 @@ from edgevlm_deploy.metrics.statistics import (
     cluster_codes,
     hull,
     resampled_clusters,
-    wilson,
-    z_score,
 )
 from edgevlm_deploy.recipe import Evaluation
 
@@ -26,21 +25,23 @@ NAMES = ("ood_auroc", "reference_ood_auroc", "ood_auroc_drop")
 
 
 def summary(pairs: Pairs, foreign: Pairs, evaluation: Evaluation) -> dict[str, Estimate]:
-    """AUROC of both models and its drop; the clean and the foreign pictures are resampled each by itself."""
+    """AUROC of both models and its drop: DeLong's interval, widened to the bootstrap over all pictures."""
     if not foreign.items:
         return dict.fromkeys(NAMES, undefined("no foreign items"))
-    clean, level = np.flatnonzero(pairs.clean), evaluation.confidence_level
-    here = tuple(pairs.clusters[place] for place in clean)
-    fewer = min(len(set(here)), len(set(foreign.clusters)))
-    observed, drawn = {}, {}
-    for whose in ("artifact", "reference"):
-        wins = _wins(getattr(pairs, f"{whose}_max_prob")[clean], getattr(foreign, f"{whose}_max_prob"))
-        observed[whose] = float(wins.mean())
-        drawn[whose] = _resampled(wins, here, foreign.clusters, evaluation)
+    level, clean = evaluation.confidence_level, np.flatnonzero(pairs.clean)
+    clusters = (*(pairs.clusters[place] for place in clean), *foreign.clusters)
+    familiar = np.arange(len(clusters)) < len(clean)
+    now, before = (
+        np.concatenate([getattr(pairs, column)[clean], getattr(foreign, column)])
+        for column in ("artifact_max_prob", "reference_max_prob")
+    )
+    drawn_now, drawn_before = (_resampled(sure, familiar, clusters, evaluation) for sure in (now, before))
+    fewer = min(len(set(clusters[: len(clean)])), len(set(foreign.clusters)))
 
-    def estimate(value: float, values: Floats, closed: tuple[float, float] | None) -> Estimate:
-        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-        bounds = hull((float(low), float(high)), (value, value), closed)
+    def estimate(value: float, draws: Floats, closed: tuple[float, float]) -> Estimate:
+        tail = (1 - level) / 2
+        low, high = np.quantile(draws, [tail, 1 - tail])
+        bounds = hull(closed, (float(low), float(high)) if np.isfinite(draws).all() else None)
         assert bounds is not None
         return Estimate(
             value=value,
@@ -48,48 +49,24 @@ def summary(pairs: Pairs, foreign: Pairs, evaluation: Evaluation) -> dict[str, E
             high=bounds[1],
             n=len(foreign.items),
             clusters=fewer,
-            method="clustered bootstrap",
+            method="delong + clustered bootstrap",
             note=f"fewer than {FEW_CLUSTERS} pictures" if fewer < FEW_CLUSTERS else "",
         )
 
-    def area(whose: str) -> Estimate:
-        value = observed[whose]
-        # At 0 and 1 no resample differs; the variance of an AUROC is at most A (1 − A) / min(m, n).
-        extreme = wilson(value * fewer, fewer, level) if value in (0.0, 1.0) else None
-        return estimate(value, drawn[whose], extreme)
-
-    drop = observed["reference"] - observed["artifact"]
-    # As in `paired_difference`: an interval keeps its width when nothing moved.
-    least = z_score(level) / (fewer + 2)
+    areas = [auroc(sure, familiar) for sure in (now, before)]
     return {
-        "ood_auroc": area("artifact"),
-        "reference_ood_auroc": area("reference"),
+        "ood_auroc": estimate(areas[0], drawn_now, delong_interval(now, familiar, level)),
+        "reference_ood_auroc": estimate(areas[1], drawn_before, delong_interval(before, familiar, level)),
         "ood_auroc_drop": estimate(
-            drop, drawn["reference"] - drawn["artifact"], (drop - least, drop + least)
+            areas[1] - areas[0], drawn_before - drawn_now, delong_difference(before, now, familiar, level)
         ),
     }
 
 
-def _wins(familiar: Floats, foreign: Floats) -> Floats:
-    """1, ½ (a tie) or 0 for each pair, float64 [familiar, foreign]. Its mean is AUROC: the Mann-Whitney
-    statistic over its largest value."""
-    wins: Floats = (familiar[:, None] > foreign) + 0.5 * (familiar[:, None] == foreign)
-    return wins
-
-
-def _resampled(wins: Floats, here: tuple[str, ...], there: tuple[str, ...], evaluation: Evaluation) -> Floats:
-    """AUROC in every resample, float64 [resamples]: wins add up over pairs of pictures."""
-    (rows, familiar), (columns, foreign) = cluster_codes(here), cluster_codes(there)
-    total = np.zeros((familiar, foreign))
-    np.add.at(total, (rows[:, None], columns), wins)
-    sizes = np.bincount(rows, minlength=familiar), np.bincount(columns, minlength=foreign)
-    resamples, seed = evaluation.bootstrap_resamples, evaluation.seed
-    # Another seed for the second side: the two sets of pictures are independent.
-    drawn = zip(
-        resampled_clusters(familiar, resamples=resamples, seed=seed),
-        resampled_clusters(foreign, resamples=resamples, seed=seed + 1),
-        strict=True,
-    )
-    return np.concatenate(
-        [((home @ total) * away).sum(1) / ((home @ sizes[0]) * (away @ sizes[1])) for home, away in drawn]
-    )
+def _resampled(
+    sure: Floats, familiar: NDArray[np.bool_], clusters: tuple[str, ...], evaluation: Evaluation
+) -> Floats:
+    """AUROC in every resample of the pictures, float64 [resamples]; NaN where a side was not drawn."""
+    codes, count = cluster_codes(clusters)
+    resamples = resampled_clusters(count, resamples=evaluation.bootstrap_resamples, seed=evaluation.seed)
+    return np.concatenate([Curve(sure, familiar, times[:, codes]).area() for times in resamples])

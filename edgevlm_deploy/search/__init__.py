@@ -14,10 +14,11 @@ from pathlib import Path
 
 from edgevlm_deploy import __version__, metrics, quiet, roofline
 from edgevlm_deploy.artifacts import pretty_json, write_text_atomic
-from edgevlm_deploy.pipeline import Order
+from edgevlm_deploy.errors import PlanError
+from edgevlm_deploy.pipeline import DEMO, Order
 from edgevlm_deploy.pipeline.job import prepare
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.recipe import Algorithm, Component, GateName
+from edgevlm_deploy.recipe import Algorithm, Component, GateName, Recipe, ReductionMethod
 from edgevlm_deploy.search import inputs, ladder, outlook, space, study
 from edgevlm_deploy.search import winner as recipes
 from edgevlm_deploy.search.front import front
@@ -57,6 +58,7 @@ def search(order: Order, settings: Settings, watch: Watcher) -> Found:
     with quiet.libraries():
         job = prepare(order, watch)
         recipe = job.plan.recipe
+        _check_reduction(recipe)
         named = [one.algorithm for one in recipe.components.values()]
         named += [one.algorithm for one in recipe.modules]
         algorithms = tuple(dict.fromkeys(settings.algorithms or named))
@@ -83,6 +85,15 @@ def search(order: Order, settings: Settings, watch: Watcher) -> Found:
     )
     _write(found, directory)
     return found
+
+
+def _check_reduction(recipe: Recipe) -> None:
+    reduction = recipe.image.reduction
+    if reduction is not None and reduction.method is ReductionMethod.FASTV:
+        raise PlanError(
+            f"Recipe {recipe.name}: fastv prunes by what the last token of the prompt attends to, so answers "
+            "cannot be judged in one pass. Search with visionzip, tome or all image tokens."
+        )
 
 
 def _explore(
@@ -146,15 +157,13 @@ def _prove(
         return made[trial.number]
 
     def mixtures() -> Iterator[Proof]:
-        too_optimistic = 0.0
+        least = 0.0
         for trial in smallest:
-            excess = trial.judged.worst_excess
-            # Predictions as good as one that did not come true are not worth another compilation.
-            if trial.origin != UNIFORM and (excess < too_optimistic or excess == too_optimistic == 0.0):
-                proof = proved(trial)
-                if not proof.holds:
-                    too_optimistic = min(too_optimistic, excess)
-                yield proof
+            size = trial.judged.weight_bytes
+            if trial.origin != UNIFORM and trial.judged.passes and size >= least:
+                yield proved(trial)
+                # Of many that are about as small, some are predicted to pass by luck.
+                least = size * (1 + ladder.STEPS[-1])
 
     best, _ = first_that_holds(islice(mixtures(), finalists))
     best_uniform = _best_uniform([one for one in smallest if one.origin == UNIFORM], proved)
@@ -194,7 +203,8 @@ def _proof(order: Order, given: Inputs, trial: Trial, directory: Path, watch: Wa
     name = f"{base.name}-{trial.number}"
     description = f"Mixed precision found for {job.plan.target.name}: candidate {trial.number}."
     made = recipes.recipe(base, name, description, given.space, trial.candidate, job.source, job.plan.target)
-    command = f"edgevlm search {job.source.name} --target {job.plan.target.name} --recipe {base.name}"
+    model = DEMO if order.model == DEMO else job.source.name
+    command = f"edgevlm search {model} --target {job.plan.target.name} --recipe {base.name}"
     found_by = (
         f"Found by `{command}` (edgevlm {__version__}): {trial.judged.weight_bytes:,} bytes of weights, "
         f"origin {trial.origin}."

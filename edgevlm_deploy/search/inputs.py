@@ -78,10 +78,11 @@ def gather(
     answers = reference_answers(searching, items)
     assembly = Assembly(space, lambda request: _quantized(job, request, calibrated))
     assembly.prepare()
-    model = half_precision(source.load(job.source))
+    unreduced = half_precision(source.load(job.source))
     examination = Examination(items.rows, answers.rows, items.root, wanted.seed, spec, job.source.tokenizer)
     watch.begin("Reference probabilities", len(items.rows))
-    examination.observe_reference(model, watch.advance)
+    examination.observe_reference(unreduced, job.source_spec, watch.advance)
+    model = unreduced if recipe.image.reduction is None else half_precision(job.load_model())
     identity = {
         "model": job.source.digest,
         "items": file_digest(items.root / "items.jsonl"),

@@ -64,12 +64,15 @@ class Examination:
         self._kept_bytes = 0
         self._likely: dict[str, _Likely] = {}
 
-    def observe_reference(self, model: Any, advance: Callable[[int], None]) -> None:
-        """Keep the reference's own probabilities; once, before any candidate."""
+    def observe_reference(self, model: Any, spec: ModelSpec, advance: Callable[[int], None]) -> None:
+        """Keep the reference's own probabilities; once, before any candidate.
+
+        spec: what the reference is asked, which may have more image tokens than a candidate.
+        """
         import torch
 
-        for batch in self._batches(self.items):
-            for question, logprobs in zip(batch, self._forced(model, batch), strict=True):
+        for batch in self._batches(self.items, spec):
+            for question, logprobs in zip(batch, self._forced(model, batch, spec), strict=True):
                 top = torch.topk(logprobs, min(TOP, logprobs.shape[-1]), dim=-1)
                 self._likely[question.item.id] = _Likely(top.indices, top.values)
             advance(len(batch))
@@ -78,9 +81,9 @@ class Examination:
         """In the order of `items` (all by default)."""
         asked = self.items if items is None else items
         found: dict[str, Reply] = {}
-        for batch in self._batches(asked):
+        for batch in self._batches(asked, self._spec):
             parted = []
-            for question, logprobs in zip(batch, self._forced(model, batch), strict=True):
+            for question, logprobs in zip(batch, self._forced(model, batch, self._spec), strict=True):
                 name = question.item.id
                 answer = _repeated(self.answers[name], logprobs)
                 kl, shift = _distances(self._likely[name], logprobs)
@@ -92,27 +95,30 @@ class Examination:
                     found[said.item_id] = dataclasses.replace(found[said.item_id], answer=said)
         return [found[item.id] for item in asked]
 
-    def _batches(self, items: Sequence[Item]) -> Iterator[list[Question]]:
-        return reference.batches((Question(item, self._inputs(item)) for item in items), reference.BATCH)
+    def _batches(self, items: Sequence[Item], spec: ModelSpec) -> Iterator[list[Question]]:
+        asked = (Question(item, self._inputs(item, spec)) for item in items)
+        return reference.batches(asked, reference.BATCH)
 
-    def _inputs(self, item: Item) -> Inputs:
-        if item.id in self._kept:
+    def _inputs(self, item: Item, spec: ModelSpec) -> Inputs:
+        if spec == self._spec and item.id in self._kept:
             return self._kept[item.id]
-        made = from_item(item, self._root, self._seed, self._spec, self._tokenizer)
+        made = from_item(item, self._root, self._seed, spec, self._tokenizer)
+        if spec != self._spec:
+            return made
         size = made.input_ids.nbytes + (0 if made.pixel_values is None else made.pixel_values.nbytes)
         if self._kept_bytes + size <= KEPT_BYTES:
             self._kept[item.id] = made
             self._kept_bytes += size
         return made
 
-    def _forced(self, model: Any, batch: Sequence[Question]) -> list[Any]:
+    def _forced(self, model: Any, batch: Sequence[Question], spec: ModelSpec) -> list[Any]:
         """Log-probabilities float32 [T, V] at the T positions that predict each reference token."""
         import torch
 
         tokens = [list(self.answers[question.item.id].token_ids) for question in batch]
-        longest, pad = max(map(len, tokens)), self._spec.eos_token_ids[0]
+        longest, pad = max(map(len, tokens)), spec.eos_token_ids[0]
         said = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens])
-        inputs = reference.collate([question.inputs for question in batch], self._spec)
+        inputs = reference.collate([question.inputs for question in batch], spec)
         # The last token predicts nothing that is asked for; padding on the right is seen by nobody before it.
         before = said[:, :-1]
         inputs["input_ids"] = torch.cat([inputs["input_ids"], before], 1)

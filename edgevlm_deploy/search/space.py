@@ -2,8 +2,8 @@
 
 A block is the attention or the MLP of one layer, or a module that is in no layer. Modules of a block stay
 together: a norm in front of them is folded for all, and the space stays small enough to be searched.
-Further choices that change what is computed (fewer visual tokens, fewer tiles) belong here, as fields of
-`Candidate` beside `algorithm`, once a recipe can state them without changing its own yardstick.
+A recipe's reduction of image tokens stays as it is. To search it too, it becomes a field of `Candidate`
+beside `algorithm`; so would tiles, once their reference can keep its own.
 """
 
 from __future__ import annotations

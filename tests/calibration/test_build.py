@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -55,7 +55,6 @@ def test_pictures_are_spread() -> None:
     assert set(twice.values()) == {2}
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10), count=st.integers(1, 60), shuffled=st.permutations(range(60)))
 def test_a_draw_depends_on_seed_and_content_alone(seed: int, count: int, shuffled: list[int]) -> None:
     every = invented({"a": 30, "b": 20, "c": 10}, 17)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevlm_deploy import datasets
@@ -19,7 +19,6 @@ def samples(pictures: int, questions: int = 3, first: int = 0) -> tuple[Sample, 
     )
 
 
-@settings(deadline=None)
 @given(seed=st.integers(), share=st.floats(0.2, 0.8))
 def test_a_split_is_disjoint_complete_and_repeatable(seed: int, share: float) -> None:
     every = samples(100)

@@ -246,7 +246,7 @@ QUESTIONS = objects("question_id", "image_id", "question")
 ANNOTATIONS = objects("question_id", "image_id", "answer_type", "answers")
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ours=st.lists(objects("image", "question", "answer", "answers", "id", "group"), max_size=3),
     polls=st.lists(objects("question_id", "image", "text", "label"), max_size=3),

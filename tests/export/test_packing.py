@@ -24,7 +24,7 @@ def random_linear(bits: int, columns: int, block: int, symmetric: bool, seed: in
     return QuantizedLinear(q, scale, zero_point, bits, block)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.sampled_from((3, 4, 8)),
     columns=st.integers(1, 200),

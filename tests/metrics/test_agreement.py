@@ -66,7 +66,7 @@ def test_judges_of_different_failures_are_refused() -> None:
         cohens_kappa(["x", "y"], ["x"], ["p", "q"], QUICK)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("xyz")), min_size=2, max_size=40))
 def test_kappa_is_symmetric_and_at_most_one(pairs: list[tuple[str, str]]) -> None:
     a, b = [one for one, _ in pairs], [other for _, other in pairs]

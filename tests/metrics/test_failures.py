@@ -89,7 +89,7 @@ def test_blind_answers_belong_to_the_clean_question() -> None:
     assert blind_answers((*items, *blind), said) == {"q0": "blue", "q1": "no", "q2": "no", "q3": "1"}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_every_wrong_answer_is_counted_once(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -103,7 +103,7 @@ def test_prior_bias_is_what_stays_without_the_picture() -> None:
     assert result.flips == ()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_probes_leak_into_nothing_else(seed: int) -> None:
     """Every other number is the same without them, interval for interval."""

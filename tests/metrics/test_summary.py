@@ -90,7 +90,7 @@ def test_every_answer_gate_has_its_estimate() -> None:
     assert {gate.value for gate in set(GateName) - DEVICE_GATES} <= set(result.estimates)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
 def test_identities(seed: int, pictures: int) -> None:
     rng = np.random.default_rng(seed)

@@ -36,7 +36,7 @@ def laplace(rows: int, columns: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).laplace(0, 0.05, (rows, columns)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     weight=arrays.arrays(
         np.float32,

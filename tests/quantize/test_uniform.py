@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -33,7 +33,6 @@ def per_column(scale: np.ndarray, columns: int, block: int) -> np.ndarray:
     return scale.astype(np.float64)[:, np.arange(columns) // block]
 
 
-@settings(deadline=None)
 @given(st.floats(0, 6e4))
 def test_exact_scale_is_held_by_fp16_and_bf16_and_close(value: float) -> None:
     rounded = exact_scale(np.array([value]))
@@ -42,7 +41,6 @@ def test_exact_scale_is_held_by_fp16_and_bf16_and_close(value: float) -> None:
         assert abs(rounded[0] - value) <= value * 2.0**-8
 
 
-@settings(deadline=None)
 @given(st.floats(1e-30, 6e4))
 def test_exact_scale_rounded_up_is_never_smaller(value: float) -> None:
     rounded = exact_scale(np.array([value]), round_up=True)
@@ -60,7 +58,6 @@ def test_is_exact_sees_each_format_alone() -> None:
     assert not is_exact(np.array([2.0**20], np.float32))
 
 
-@settings(deadline=None)
 @given(weights(), BITS, BLOCK)
 def test_symmetric_error_is_at_most_half_a_step(weight: np.ndarray, bits: int, block: int) -> None:
     q, scale = quantize_symmetric(weight, bits, block)
@@ -73,7 +70,6 @@ def test_symmetric_error_is_at_most_half_a_step(weight: np.ndarray, bits: int, b
     assert np.all(error <= step * (0.5 + 1e-5))
 
 
-@settings(deadline=None)
 @given(weights(), BITS, BLOCK)
 def test_asymmetric_error_is_at_most_half_a_step(weight: np.ndarray, bits: int, block: int) -> None:
     q, scale, zero_point = quantize_asymmetric(weight, bits, block)
@@ -86,7 +82,6 @@ def test_asymmetric_error_is_at_most_half_a_step(weight: np.ndarray, bits: int, 
     assert np.all(q[weight == 0] == middle[weight == 0]), "zero must be exact"
 
 
-@settings(deadline=None)
 @given(weights(smallest=1e-2), BITS, BLOCK)
 def test_symmetric_is_idempotent(weight: np.ndarray, bits: int, block: int) -> None:
     q, scale = quantize_symmetric(weight, bits, block)
@@ -97,7 +92,6 @@ def test_symmetric_is_idempotent(weight: np.ndarray, bits: int, block: int) -> N
     np.testing.assert_array_equal(scale_again[used], scale[used])
 
 
-@settings(deadline=None)
 @given(weights(smallest=1e-2), BITS, BLOCK)
 def test_round_to_scale_gives_the_integers_back(weight: np.ndarray, bits: int, block: int) -> None:
     q, scale = quantize_symmetric(weight, bits, block)

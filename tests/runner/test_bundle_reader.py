@@ -279,7 +279,7 @@ def test_every_truncation_of_a_zip_is_refused(packed: Path, tmp_path: Path) -> N
             open_bundle(cut, cache=tmp_path / "cache")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_changed_byte_passes_unnoticed(packed: Path, data: st.DataObject) -> None:
     """Either the bundle is refused with a sentence, or what it says is what it said before."""

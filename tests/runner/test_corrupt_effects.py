@@ -79,7 +79,7 @@ def test_a_grey_picture_stays_grey(name: str) -> None:
 
 
 @given(value=st.integers(0, 255), severity=st.sampled_from(SEVERITIES), size=st.integers(1, 40))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_flat_picture_stays_flat_where_pixels_only_move(value: int, severity: int, size: int) -> None:
     flat = Image.new("RGB", (size, 41 - size), (value, 255 - value, value // 2))
     moving = ("glass_blur", "zoom_blur", "elastic_transform", "rolling_motion", "block_loss")

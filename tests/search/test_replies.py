@@ -52,7 +52,7 @@ def examined(
     questions = [reference.Question(one, from_item(one, root, 0, spec, tokenizer)) for one in items]
     answers = reference.generate(loaded, questions, spec, tokenizer)
     made = Examination(items, answers, root, 0, spec, demo.tokenizer)
-    made.observe_reference(loaded, lambda _: None)
+    made.observe_reference(loaded, spec, lambda _: None)
     return made, questions, (spec, tokenizer)
 
 
@@ -108,7 +108,7 @@ def test_pictures_are_prepared_again_when_memory_is_short(
     some = examination.items[:2]
     answers = [examination.answers[one.id] for one in some]
     forgetful = Examination(some, answers, examination._root, 0, spec, demo.tokenizer)
-    forgetful.observe_reference(loaded, lambda _: None)
+    forgetful.observe_reference(loaded, spec, lambda _: None)
     assert [one.answer for one in forgetful.replies(loaded)] == [
         one.answer for one in examination.replies(loaded, some)
     ]

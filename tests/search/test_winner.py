@@ -17,7 +17,7 @@ from edgevlm_deploy.source import SourceModel
 from edgevlm_deploy.target import Target
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_candidate_survives_the_file(
     data: st.DataObject, choices: Space, demo: SourceModel, base: Recipe, host: Target, tmp_path: Path
