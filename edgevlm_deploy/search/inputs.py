@@ -63,8 +63,8 @@ def gather(
     job: Job, order: Order, own: Path | None, share: float, space: Space, algorithms: Sequence[Algorithm]
 ) -> Inputs:
     """Questions, reference answers and every uniform quantisation. Raises what compiling raises."""
-    recipe, watch, spec = job.plan.recipe, job.watch, job.spec
-    if not isinstance(spec, ModelSpec):
+    recipe, watch, spec, whole = job.plan.recipe, job.watch, job.spec, job.source_spec
+    if not isinstance(spec, ModelSpec) or not isinstance(whole, ModelSpec):
         raise PlanError(
             f"{job.source.name} is a dual encoder; `edgevlm search` examines models that answer in words."
         )
@@ -81,7 +81,7 @@ def gather(
     unreduced = half_precision(source.load(job.source))
     examination = Examination(items.rows, answers.rows, items.root, wanted.seed, spec, job.source.tokenizer)
     watch.begin("Reference probabilities", len(items.rows))
-    examination.observe_reference(unreduced, job.source_spec, watch.advance)
+    examination.observe_reference(unreduced, whole, watch.advance)
     model = unreduced if recipe.image.reduction is None else half_precision(job.load_model())
     identity = {
         "model": job.source.digest,
