@@ -22,6 +22,7 @@ from edgevlm_deploy.recipe import (
     Recipe,
     Scheme,
 )
+from edgevlm_deploy.source.model import Architecture, DualArchitecture
 from edgevlm_deploy.target import Target
 
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
@@ -69,12 +70,12 @@ def resolve(
     recipe: Recipe,
     target: Target,
     modules: Mapping[str, Sequence[str]],
-    architecture: object | None = None,
+    architecture: Architecture | DualArchitecture | None = None,
 ) -> Plan:
     """Bring a recipe, a target and a model together.
 
     modules: component → names of its weight matrices
-    architecture: `source.Architecture` or another kind's, where known
+    architecture: the model's numbers, where known
 
     Raises PlanError that lists everything that does not fit.
     """

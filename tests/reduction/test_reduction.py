@@ -14,6 +14,7 @@ from edgevlm_deploy import plan, reduction, resources, source
 from edgevlm_deploy.errors import ConfigError, PlanError
 from edgevlm_deploy.recipe import Image, Recipe, Reduction, ReductionMethod
 from edgevlm_deploy.reduction import encoder, tome, visionzip
+from edgevlm_deploy.source.model import DualArchitecture
 
 TOKENS = 4
 
@@ -132,7 +133,16 @@ def test_fastv_is_refused_where_layers_share_a_cache_length() -> None:
 
 
 def test_a_model_without_image_tokens_is_refused() -> None:
-    found = reduction.problems(asks_for("tome", 0.5), resources.target("host-cpu"), architecture=("clip", 32))
+    clip = DualArchitecture(
+        image_size=32,
+        patch_size=8,
+        vision_layers=2,
+        text_layers=2,
+        max_text=16,
+        vocab_size=64,
+        projection_size=32,
+    )
+    found = reduction.problems(asks_for("tome", 0.5), resources.target("host-cpu"), clip)
     assert found == [
         "image.reduction: this model gives no image tokens to a decoder; leave the reduction out."
     ]
