@@ -87,6 +87,7 @@ def gather(
         "model": job.source.digest,
         "items": file_digest(items.root / "items.jsonl"),
         "spec": what_shapes_answers(job.spec),
+        "reduction": recipe.image.reduction,
         "calibration": calibrated.digest,
         "target": job.plan.target,
         "quantizer": recipe.quantizer,
