@@ -113,7 +113,9 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
     measurements = {"bundle_bytes": size(path), **_measured(opened, evidence, answers)}
     gates = [Gate.model_validate(one) for one in json.loads(opened.path("gates.json").read_text())]
     floor = Estimate.model_validate(opened.manifest["reference"]["noise_floor"])
-    decided = verdict.judge(gates, measured, measurements, noise_floor=floor)
+    decided = verdict.judge(
+        gates, measured, measurements, noise_floor=floor, emulated=bool(evidence["emulated"])
+    )
     write_text_atomic(directory / "metrics.json", measured.model_dump_json(indent=1) + "\n")
     if isinstance(opened.model, DualEncoderSpec):
         scores = scored.of(opened.model, opened.items, reference, answers)

@@ -77,7 +77,7 @@ class Verdict(Frozen):
 
     format_version: int = 1
     outcome: Outcome
-    """pass, fail or inconclusive; a skipped gate makes a verdict inconclusive, never passed."""
+    """pass, fail or inconclusive; a skipped gate or an emulated device makes a verdict inconclusive."""
     exit_code: int
     level: float
     gates_looked_at: int
@@ -95,16 +95,25 @@ def judge(
     device: Measurements | Mapping[str, Any] | None = None,
     *,
     noise_floor: Estimate | None = None,
+    emulated: bool = False,
 ) -> Verdict:
     """Hold every gate against its metric.
 
     `device` is what the runner measured, None when nothing ran on a device. `noise_floor` is the
-    divergence rate of the reference from itself (`metrics.noise_floor`).
+    divergence rate of the reference from itself (`metrics.noise_floor`). `emulated`: another runtime than
+    the device's answered, which may fail a gate and passes no artifact.
     Raises DataError when a measurement is not a finite number of at least zero.
     """
     measured = _measurements(device)
     results = tuple(_judge_gate(gate, metrics, measured, noise_floor) for gate in gates)
     outcome = _overall([result.outcome for result in results])
+    note = (
+        f"{len(results)} gates were looked at; each has its own {metrics.level:.0%} interval, "
+        "not adjusted for their number."
+    )
+    if emulated:
+        outcome = Outcome.INCONCLUSIVE if outcome is Outcome.PASS else outcome
+        note += " The device's runtime was emulated: only the device can pass the artifact."
     return Verdict(
         outcome=outcome,
         exit_code={Outcome.PASS: EXIT_PASSED, Outcome.FAIL: EXIT_GATES_FAILED}.get(
@@ -112,8 +121,7 @@ def judge(
         ),
         level=metrics.level,
         gates_looked_at=len(results),
-        note=f"{len(results)} gates were looked at; each has its own {metrics.level:.0%} interval, "
-        "not adjusted for their number.",
+        note=note,
         gates=results,
     )
 

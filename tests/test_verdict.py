@@ -8,6 +8,7 @@ from edgevlm_deploy.errors import EXIT_GATES_FAILED, EXIT_INCONCLUSIVE, EXIT_PAS
 from edgevlm_deploy.metrics import Estimate, Metrics
 from edgevlm_deploy.metrics.statistics import wilson
 from edgevlm_deploy.recipe import Gate, GateName
+from edgevlm_deploy.report.outcome import why
 from edgevlm_deploy.verdict import GateResult, Outcome, Verdict, judge
 
 
@@ -103,6 +104,19 @@ def test_undefined_metrics_and_missing_measurements_are_skipped() -> None:
     verdict = judge([Gate(metric=GateName.LATENCY_MS_P95, max=10)], NOTHING)
     assert verdict.gates[0].outcome is Outcome.SKIPPED
     assert "not measured on a device" in verdict.gates[0].explanation
+
+
+def test_an_emulated_device_passes_nothing_and_may_fail() -> None:
+    gate = Gate(metric=GateName.ACCURACY_DROP, max=0.02)
+    inside, outside = (
+        metrics_with(gate.metric.value, estimate(value, value, value)) for value in (0.01, 0.03)
+    )
+    assert judge([gate], inside).deployable
+    verdict = judge([gate], inside, emulated=True)
+    assert verdict.outcome is Outcome.INCONCLUSIVE and verdict.exit_code == 4 and not verdict.deployable
+    assert verdict.gates[0].outcome is Outcome.PASS and "only the device" in verdict.note
+    assert why(verdict) == "1 of 1 gates passed, on an emulated device."
+    assert judge([gate], outside, emulated=True).outcome is Outcome.FAIL
 
 
 def test_flip_rates_within_the_noise_floor_are_marked() -> None:

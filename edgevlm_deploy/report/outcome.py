@@ -31,6 +31,8 @@ def why(verdict: Verdict) -> str:
         names = [TITLES[gate.metric].lower() for gate in verdict.gates if gate.outcome is outcome]
         if names:
             phrases.append(f"{len(names)} {what} ({', '.join(names)})")
+    if not phrases:
+        return f"{total} of {total} gates passed, on an emulated device."
     return f"of {total} gates {', '.join(phrases)}."
 
 
