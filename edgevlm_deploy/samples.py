@@ -53,21 +53,26 @@ def gather(
     cache: Path,
     ood: Path | None = None,
     labelled: bool = False,
+    demo: bool = False,
 ) -> Samples:
     """`data` is judged; `calibration` calibrates, or a fifth of the pictures in `data` when it is None.
 
     Without `data`, the demo's scenes are rendered into `cache`. With `labelled`, the data are pictures with
-    a class each, which is also their group unless the data names another.
+    a class each, which is also their group unless the data names another; without `data` only the `demo`
+    has such pictures.
     Raises DataError and NotFoundError.
     """
     if data is None and calibration is not None:
         raise DataError("--calibration without --data: give the evaluation items as well.")
-    if data is None and labelled:
+    if data is None and labelled and not demo:
         raise DataError(
             "A dual encoder is judged on pictures with a class: give --data, a folder with one sub-folder "
             "per class or a .jsonl file with `image` and `label`."
         )
-    own = _demo(recipe, cache) if data is None else _given(data, calibration, images, recipe, labelled)
+    if data is not None:
+        own = _given(data, calibration, images, recipe, labelled)
+    else:
+        own = _demo_pictures(recipe, cache) if labelled else _demo(recipe, cache)
     foreign = (*own.ood, *(datasets.load(ood, labelled=labelled) if ood is not None else ()))
     _check_foreign(foreign, recipe)
     # Nothing that is judged was calibrated on, and nothing foreign is at home here.
@@ -124,6 +129,34 @@ def _demo(recipe: Recipe, cache: Path) -> Samples:
         *datasets.separate(scenes(Split.EVALUATION, asked.clean_items, cache, again)),
         tuning=scenes(Split.TUNING, recipe.abstain.questions, cache) if recipe.abstain else (),
     )
+
+
+def _demo_pictures(recipe: Recipe, cache: Path) -> Samples:
+    """Labelled pictures for the demo's CLIP: each object on its usual ground and on another one, and a
+    quarter as many pictures of none of the classes.
+    """
+    from edgevlm_deploy.demo.scenes import Split
+
+    asked = recipe.evaluation.clean_items
+    evaluation = _pictures(Split.EVALUATION, asked, asked // 4, cache)
+    return Samples(
+        _pictures(Split.CALIBRATION, recipe.calibration.samples, 0, cache),
+        tuple(one for one in evaluation if not one.ood),
+        ood=tuple(one for one in evaluation if one.ood),
+        tuning=_pictures(Split.TUNING, recipe.abstain.questions, 0, cache) if recipe.abstain else (),
+    )
+
+
+def _pictures(split: Split, pictures: int, unseen: int, cache: Path) -> tuple[datasets.Sample, ...]:
+    from edgevlm_deploy.demo import clip_dataset
+
+    inputs = {"split": split.name, "pictures": pictures, "unseen": unseen, "version": __version__}
+
+    def render(directory: Path) -> None:
+        clip_dataset.write(split, -(-pictures // 2), unseen, directory)
+
+    table = stage(cache, "pictures", inputs, render) / f"{split.name.lower()}.jsonl"
+    return _by_class(datasets.load(table, labelled=True))
 
 
 def scenes(split: Split, questions: int, cache: Path, again: int = 0) -> tuple[datasets.Sample, ...]:

@@ -25,7 +25,7 @@ class Form(str, Enum):
 
 @app.command("compile", epilog="Example: edgevlm compile demo --target host-cpu --recipe default")
 def compile_(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or `demo`.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, `demo` or `demo-clip`.")],
     target: Annotated[str, typer.Option(help="Name of a target, or a YAML file.")],
     recipe: Annotated[
         str | None, typer.Option(help="Name of a recipe, or a YAML file; the target's own by default.")

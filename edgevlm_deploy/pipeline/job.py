@@ -22,6 +22,8 @@ from edgevlm_deploy.source import Architecture, SourceModel
 from edgevlm_deploy.target import Backend, Target
 
 DEMO = "demo"
+DEMOS = {DEMO: resources.DEMO_CHECKPOINT, "demo-clip": resources.DEMO_CLIP}
+"""What is compiled without a checkpoint: a small VLM, and a small CLIP."""
 ZERO_SHOT_RECIPE = "zero-shot-classifier"
 """What a dual encoder is compiled with on every target that executes int8."""
 PACKAGES = (
@@ -91,14 +93,14 @@ class Job:
 def prepare(order: Order, watch: Watcher) -> Job:
     target = resources.target(order.target)
     watch.begin("Model")
-    checkpoint = str(resources.DEMO_CHECKPOINT) if order.model == DEMO else order.model
-    model = source.inspect(checkpoint, order.revision, order.offline)
+    demo = order.model in DEMOS
+    model = source.inspect(DEMOS.get(order.model, order.model), order.revision, order.offline)
     recipe = resources.recipe(order.recipe or own_recipe(target, model))
     made = plan.resolve(recipe, target, model.modules, _decoders(model))
     backends.require_packages(target.backend)
     watch.begin("Data")
     labelled, cache = model.kind == DUAL_ENCODER, order.out / "stages"
-    samples = gather(order.data, order.calibration, order.images, recipe, cache, order.ood, labelled)
+    samples = gather(order.data, order.calibration, order.images, recipe, cache, order.ood, labelled, demo)
     graphs = backends.graph_names(target.backend, model.kind)
     whole = source.model_spec(model, recipe, target.backend.value, graphs, samples.labels)
     if isinstance(whole, DualEncoderSpec):
