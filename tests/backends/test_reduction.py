@@ -91,17 +91,19 @@ def test_fastv_is_verified_token_by_token(
     samples: list[Inputs],
     tmp_path: Path,
 ) -> None:
-    """Quantised; pictures of two tiles, of one and none. Later layers hold fewer keys."""
-    pruned = reduction.reduced(spec, asks_for("fastv"))
+    """Pictures of two tiles, of one and none. Later layers hold fewer keys; a Selector looks on."""
+    pruned = dataclasses.replace(reduction.reduced(spec, asks_for("fastv")), hidden=True)
     assert from_json(ModelSpec, to_json(pruned), "spec") == pruned
     made = onnxruntime.compile(load_source, QuantizedModel(table), pruned, samples, tmp_path)
     assert made.verification["tokens"] == 3 * 32
     assert made.verification["logits_difference"] <= 1e-5
+    assert 0.0 < made.verification["hidden_difference"] <= 1e-5
     with OnnxRuntime(tmp_path, pruned) as runtime:
         runtime.start(pruned.max_context)
         picture = samples[0]
         once = generate(runtime, pruned, picture.pixel_values, picture.input_ids)
         assert generate(runtime, pruned, picture.pixel_values, picture.input_ids).token_ids == once.token_ids
+        assert once.pooled is not None and once.pooled.shape == (3 * pruned.hidden_size,)
         length = picture.input_ids.shape[1] + len(once.token_ids) - 1
         first, last = (runtime._cache[0].numpy()[0, 0], runtime._cache[-1].numpy()[0, 0])
         assert np.count_nonzero(first.any(-1)) == length
