@@ -100,7 +100,8 @@ def test_graphs_compute_what_was_quantised(
     model, target = models(family), resources.target(name)
     spec, table = specified(model, target), table_of(model, target)
     made = compiled(model, target, spec, table, tmp_path)
-    tolerance = 1e-4 if target.backend is Backend.LITERT else 1e-5
+    phone = target.backend is Backend.LITERT
+    tolerance = 1e-4 if phone else 1e-5
     assert made.verification["vision_difference"] <= tolerance
     assert made.verification["text_difference"] <= tolerance
     assert made.verification["shipped_max_abs_cosine_difference"] < 0.05
@@ -118,7 +119,8 @@ def test_graphs_compute_what_was_quantised(
                 (runtime.encode_image(one.pixel_values), image.pooler_output.numpy()),
                 (runtime.encode_text(one.input_ids), text.pooler_output.numpy()),
             ):
-                assert verify_encoders.relative(found, wanted) < 0.1
+                # On a CPU LiteRT rounds inputs to int8 by itself, which random weights do not forgive.
+                assert verify_encoders.relative(found, wanted) < (0.2 if phone else 0.1)
 
 
 def test_rows_of_any_length_give_the_same_text(models: Callable[[str], SourceModel], tmp_path: Path) -> None:

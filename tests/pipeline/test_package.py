@@ -62,7 +62,7 @@ def test_litert_lm_reads_the_same_tokens_and_runs_the_package(litert: Path, tmp_
     litertlm.write(
         opened.path("graphs/model.tflite"), opened.model, tokenizer, {"name": "x"}, opened.digest, out
     )
-    found = litertlm_check.compare(out, opened)
+    found = litertlm_check.compare(out, opened, opened.model)
     assert found.text_questions == found.picture_questions == 12
     assert found.text_equal >= 10
 
@@ -76,7 +76,7 @@ def test_a_package_that_answers_otherwise_is_refused(litert: Path, tmp_path: Pat
     tokenizer.write_text(json.dumps(vocabulary))
     litertlm.write(opened.path("graphs/model.tflite"), opened.model, tokenizer, {}, opened.digest, out)
     with pytest.raises(ExportError, match="as other tokens than the runner"):
-        litertlm_check.compare(out, opened)
+        litertlm_check.compare(out, opened, opened.model)
 
 
 def test_onnx_graphs_are_not_for_litert_lm(compiled: Path, tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
 
 
+# JAX, which LiteRT's converter leaves loaded in this process, warns of Ray's forks; they execute at once.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.slow
 def test_the_same_sweep_on_a_ray_cluster(swept: Any, cluster: str) -> None:
     folder, _ = swept

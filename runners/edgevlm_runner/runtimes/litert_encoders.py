@@ -42,11 +42,14 @@ class LiteRtEncoders:
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [N, 3, S, S] → float32 [N, D], one picture after the other."""
-        return self._encode(ENCODE_IMAGE, "pixel_values", np.ascontiguousarray(pixel_values, np.float32))
+        rows = np.ascontiguousarray(pixel_values, np.float32)
+        return self._encode(ENCODE_IMAGE, "pixel_values", "image_embeds", rows)
 
     def encode_text(self, input_ids: np.ndarray) -> np.ndarray:
         """int64 [N, T] → float32 [N, D], one text after the other."""
-        return self._encode(ENCODE_TEXT, "token_ids", np.ascontiguousarray(input_ids, np.int32))
+        return self._encode(
+            ENCODE_TEXT, "token_ids", "text_embeds", np.ascontiguousarray(input_ids, np.int32)
+        )
 
     def versions(self) -> Dict[str, str]:
         return {**self._executor.versions, "numpy": np.__version__}
@@ -60,10 +63,10 @@ class LiteRtEncoders:
     def __exit__(self, *error: Any) -> None:
         self.close()
 
-    def _encode(self, signature: str, name: str, rows: np.ndarray) -> np.ndarray:
+    def _encode(self, signature: str, given: str, made: str, rows: np.ndarray) -> np.ndarray:
         run = self._executor.run
         try:
-            outputs = [run(signature, {name: rows[at : at + 1]}, None) for at in range(len(rows))]
+            outputs = [run(signature, {given: rows[at : at + 1]}, None)[made] for at in range(len(rows))]
         except Exception as error:  # LiteRT raises ValueError, RuntimeError and KeyError alike
             raise ExecutionError(f"LiteRT failed in {signature} on {list(rows.shape)}: {error}") from error
         return np.concatenate(outputs) if outputs else np.zeros((0, self._spec.projection_size), np.float32)
