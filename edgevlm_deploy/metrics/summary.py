@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from edgevlm_runner.contract import Answer, Certainty, Item, Kind
@@ -37,6 +39,43 @@ from edgevlm_deploy.metrics.tables import (
 from edgevlm_deploy.recipe import Evaluation
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The items that most metrics are about, and their partitions by key."""
+
+    clean: Subset
+    corrupted: Subset
+    perturbed: Subset
+    everything: Subset
+    """Clean and corrupted."""
+    conditions: dict[str, Subset]
+    corruptions: dict[str, Subset]
+    perturbations: dict[str, Subset]
+    groups: dict[str, Subset]
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> Parts:
+        clean, perturbed = Subset("clean", pairs.clean), Subset("perturbed", pairs.perturbed)
+        corrupted = Subset("corrupted", pairs.corrupted)
+        return cls(
+            clean=clean,
+            corrupted=corrupted,
+            perturbed=perturbed,
+            everything=Subset(selectors.EVERYTHING, pairs.clean | pairs.corrupted),
+            conditions=partition(pairs, "condition", corrupted, lambda item: item.condition),
+            corruptions=partition(pairs, "corruption", corrupted, _name),
+            perturbations=partition(pairs, "perturbation", perturbed, _name),
+            groups=partition(pairs, "group", clean, lambda item: item.group),
+        )
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        named = (self.conditions, self.corruptions, self.perturbations, self.groups)
+        whole = (self.clean, self.corrupted, self.perturbed, self.everything)
+        return (*whole, *(subset for part in named for subset in part.values()))
 
 
 def compute(
@@ -59,91 +98,38 @@ def compute(
     pairs = pair([item for item in items if item.kind not in apart], reference, artifact)
     if not pairs.clean.any():
         raise DataError("no clean items: every metric compares with them; put them into the table of items.")
-    clean, perturbed = Subset("clean", pairs.clean), Subset("perturbed", pairs.perturbed)
-    corrupted = Subset("corrupted", pairs.corrupted)
-    conditions = partition(pairs, "condition", corrupted, lambda item: item.condition)
-    corruptions = partition(pairs, "corruption", corrupted, _name)
-    perturbations = partition(pairs, "perturbation", perturbed, _name)
-    groups = partition(pairs, "group", clean, lambda item: item.group)
-    both = pairs.clean | corrupted.mask
-    everything = Subset(selectors.EVERYTHING, both)
-    certainty = certainty or Certainty()
+    certainty, parts = certainty or Certainty(), Parts.of(pairs)
     given = selectors.decided(pairs, certainty)
-    columns = per_item(pairs, given)
-    parts = (conditions, corruptions, perturbations, groups)
-    subsets = [
-        clean,
-        corrupted,
-        perturbed,
-        everything,
-        *(subset for part in parts for subset in part.values()),
-    ]
-    totals = bootstrap(
-        {
-            f"{subset.name} {name}": np.where(subset.mask, column, 0.0)
-            for subset in subsets
-            for name, column in columns.items()
-            # Bins are needed for the two large subsets only.
-            if subset in (clean, corrupted) or not name.startswith("bin ")
-        },
-        pairs.clusters,
-        resamples=evaluation.bootstrap_resamples,
-        seed=evaluation.seed,
-    )
-    table = Table(pairs, columns, totals, evaluation.confidence_level)
+    table = _table(pairs, parts, given, evaluation)
     probed, forms = negation.summary(pairs, evaluation)
     unmoved, blind = prior.summary(pairs, evaluation)
     spurious, backgrounds = background.summary(pairs, evaluation)
+    foreign_estimates = foreign.summary(pairs, apart[Kind.OOD], evaluation)
+    alone = {
+        whose: failures.blind_answers(items, said)
+        for whose, said in (("reference", reference), ("artifact", artifact))
+    }
     taxonomy, failed = failures.sort(
-        pairs,
-        (clean, corrupted, perturbed),
-        {
-            "reference": failures.blind_answers(items, reference),
-            "artifact": failures.blind_answers(items, artifact),
-        },
-        evaluation,
+        pairs, (parts.clean, parts.corrupted, parts.perturbed), alone, evaluation
     )
-    compared = _compared(pairs, both, evaluation)
+    compared = _compared(pairs, parts, evaluation)
     changes = [kind for kind, is_clean in zip(pairs.flips, pairs.clean, strict=True) if is_clean]
     return Metrics(
         level=evaluation.confidence_level,
         bootstrap_resamples=evaluation.bootstrap_resamples,
         clean_items=int(pairs.clean.sum()),
-        corrupted_items=int(corrupted.mask.sum()),
-        perturbed_items=int(perturbed.mask.sum()),
+        corrupted_items=int(pairs.corrupted.sum()),
+        perturbed_items=int(pairs.perturbed.sum()),
         probed_items=int(pairs.of(Kind.NEGATED).sum()),
         background_items=int(pairs.of(Kind.BACKGROUND).sum()),
         foreign_items=len(apart[Kind.OOD].items),
-        images=totals.clusters,
-        estimates=_clean_estimates(table, clean)
-        | abstention.estimates(table, clean, evaluation)
-        | corruption.estimates(table, clean, corrupted, list(conditions.values()))
-        | corruption.mean_errors(table, clean, corrupted, conditions, list(corruptions))
+        images=table.totals.clusters,
+        estimates=_estimates(table, parts, evaluation)
         | selectors.gated(compared[-1] if compared else None)
-        | abstention.given(table, everything, given is not None)
-        | {
-            "perturbed_divergence_rate": table.rate(perturbed, "diverged"),
-            "perturbed_negative_flip_rate": table.rate(perturbed, "negative"),
-        }
-        | probed
-        | unmoved
-        | spurious
-        | foreign.summary(pairs, apart[Kind.OOD], evaluation),
+        | abstention.given(table, parts.everything, given is not None)
+        | (probed | unmoved | spurious | foreign_estimates),
         mcnemar_p=mcnemar(changes.count(Flip.NEGATIVE), changes.count(Flip.POSITIVE)),
-        groups=tuple(
-            GroupRow(group=name, comparison=compare(table, subset)) for name, subset in groups.items()
-        ),
-        conditions=tuple(
-            corruption.condition_row(table, name, subset) for name, subset in conditions.items()
-        ),
-        corruptions=tuple(
-            corruption.corruption_row(table, name, subset, clean, conditions)
-            for name, subset in corruptions.items()
-        ),
-        perturbations=tuple(
-            PerturbationRow(perturbation=name, comparison=compare(table, subset))
-            for name, subset in perturbations.items()
-        ),
+        **_rows(table, parts),
         negation=forms,
         blind=blind,
         backgrounds=backgrounds,
@@ -154,7 +140,7 @@ def compute(
                 ("artifact", pairs.artifact_confidence, pairs.artifact_accuracy),
             )
         },
-        scaling=_scaling(pairs, apart[Kind.TEMPERATURE], both, certainty),
+        scaling=_scaling(pairs, apart[Kind.TEMPERATURE], parts, certainty),
         selective=abstention.tables(pairs),
         selector=compared,
         mixture=selectors.drifted(pairs, apart[Kind.OOD]),
@@ -162,6 +148,58 @@ def compute(
         taxonomy=taxonomy,
         failures=failed,
     )
+
+
+def _table(pairs: Pairs, parts: Parts, given: Flags | None, evaluation: Evaluation) -> Table:
+    columns = per_item(pairs, given)
+    totals = bootstrap(
+        {
+            f"{subset.name} {name}": np.where(subset.mask, column, 0.0)
+            for subset in parts.subsets
+            for name, column in columns.items()
+            # Bins are needed for the two large subsets only.
+            if subset in (parts.clean, parts.corrupted) or not name.startswith("bin ")
+        },
+        pairs.clusters,
+        resamples=evaluation.bootstrap_resamples,
+        seed=evaluation.seed,
+    )
+    return Table(pairs, columns, totals, evaluation.confidence_level)
+
+
+def _estimates(table: Table, parts: Parts, evaluation: Evaluation) -> dict[str, Estimate]:
+    """Of clean, corrupted and perturbed items."""
+    clean, corrupted = parts.clean, parts.corrupted
+    return (
+        _clean_estimates(table, clean)
+        | abstention.estimates(table, clean, evaluation)
+        | corruption.estimates(table, clean, corrupted, list(parts.conditions.values()))
+        | corruption.mean_errors(table, clean, corrupted, parts.conditions, list(parts.corruptions))
+        | {
+            "perturbed_divergence_rate": table.rate(parts.perturbed, "diverged"),
+            "perturbed_negative_flip_rate": table.rate(parts.perturbed, "negative"),
+        }
+    )
+
+
+def _rows(table: Table, parts: Parts) -> dict[str, Any]:
+    """The comparison per group, condition, corruption and perturbation; keys are fields of Metrics."""
+    return {
+        "groups": tuple(
+            GroupRow(group=name, comparison=compare(table, subset)) for name, subset in parts.groups.items()
+        ),
+        "conditions": tuple(
+            corruption.condition_row(table, name, subset) for name, subset in parts.conditions.items()
+        ),
+        "corruptions": tuple(
+            corruption.corruption_row(table, name, subset, parts.clean, parts.conditions)
+            for name, subset in parts.corruptions.items()
+        ),
+        "perturbations": tuple(
+            PerturbationRow(perturbation=name, comparison=compare(table, subset))
+            for name, subset in parts.perturbations.items()
+        ),
+    }
 
 
 def noise_floor(
@@ -220,17 +258,12 @@ def _clean_estimates(table: Table, clean: Subset) -> dict[str, Estimate]:
     }
 
 
-def _compared(
-    pairs: Pairs, both: NDArray[np.bool_], evaluation: Evaluation
-) -> tuple[SelectorComparison, ...]:
-    parts = {"clean": pairs.clean, selectors.EVERYTHING: both}
-    found = (selectors.scored(pairs, part, mask) for part, mask in parts.items())
+def _compared(pairs: Pairs, parts: Parts, evaluation: Evaluation) -> tuple[SelectorComparison, ...]:
+    found = (selectors.scored(pairs, one.name, one.mask) for one in (parts.clean, parts.everything))
     return tuple(selectors.compare(one, evaluation) for one in found if one is not None)
 
 
-def _scaling(
-    pairs: Pairs, held_out: Pairs, both: NDArray[np.bool_], certainty: Certainty
-) -> dict[str, Scaling]:
+def _scaling(pairs: Pairs, held_out: Pairs, parts: Parts, certainty: Certainty) -> dict[str, Scaling]:
     """Temperatures, and what they do to the calibration error of the items that are judged.
 
     The artifact's is the one that its bundle ships, where it ships one; otherwise they are fitted on
@@ -248,9 +281,10 @@ def _scaling(
         if fitted is None:
             continue
         before, after = (
-            _errors(one, right, (pairs.clean, both)) for one in (said, temperature.scaled(said, fitted))
+            _errors(one, right, (parts.clean.mask, parts.everything.mask))
+            for one in (said, temperature.scaled(said, fitted))
         )
-        has_corrupted = bool((both & ~pairs.clean).any())
+        has_corrupted = bool(parts.corrupted.mask.any())
         found[whose] = Scaling(
             temperature=fitted,
             n=n,
@@ -263,7 +297,7 @@ def _scaling(
     return found
 
 
-def _errors(said: Floats, right: Floats, masks: Sequence[NDArray[np.bool_]]) -> list[float]:
+def _errors(said: Floats, right: Floats, masks: Sequence[Flags]) -> list[float]:
     errors = [confidence.expected_calibration_error(said[mask], right[mask]) for mask in masks]
     return [one for one in errors if one is not None]
 
