@@ -24,9 +24,10 @@ from edgevlm_deploy import quiet, resources
 from edgevlm_deploy.demo.captions import CLASS_TEMPLATE, full_caption, truth
 from edgevlm_deploy.demo.pictures import CLASSES, Picture, counterfactual, pair_picture, unseen_picture
 from edgevlm_deploy.demo.scenes import SHAPES, UNSEEN_SHAPES, Split
-from edgevlm_deploy.metrics import dual, ood, spectrum
-from edgevlm_deploy.metrics.dual_tables import DualMetrics
-from edgevlm_deploy.metrics.scored import OUTSIDE, Head, Scored
+from edgevlm_deploy.metrics import dual, ood
+from edgevlm_deploy.metrics.dual import spectrum
+from edgevlm_deploy.metrics.dual.scored import OUTSIDE, Head, Scored
+from edgevlm_deploy.metrics.dual.tables import DualMetrics
 from edgevlm_deploy.metrics.statistics import Estimate, wilson
 from edgevlm_deploy.quantize.uniform import quantize_symmetric
 from edgevlm_deploy.recipe import EDGE_SUITE, Evaluation

@@ -18,8 +18,9 @@ from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.device import Device
 from edgevlm_deploy.errors import BundleError
-from edgevlm_deploy.metrics import Estimate, Metrics, dual, scored
-from edgevlm_deploy.metrics.dual_tables import DualMetrics
+from edgevlm_deploy.metrics import Estimate, Metrics, dual
+from edgevlm_deploy.metrics.dual import scored
+from edgevlm_deploy.metrics.dual.tables import DualMetrics
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.recipe import Gate
 from edgevlm_deploy.target import Target

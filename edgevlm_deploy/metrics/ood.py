@@ -14,8 +14,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm_deploy.metrics.dual.zero_shot import softmax
 from edgevlm_deploy.metrics.statistics import hull, wilson, z_score
-from edgevlm_deploy.metrics.zero_shot import softmax
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

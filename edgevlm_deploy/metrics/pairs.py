@@ -13,7 +13,7 @@ from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.accuracy import accuracy
 from edgevlm_deploy.metrics.confidence import geometric_mean_probability, max_prob
 from edgevlm_deploy.metrics.consistency import Flip, diverges, first_divergence, flip
-from edgevlm_deploy.metrics.replies import strict
+from edgevlm_deploy.metrics.probes.replies import strict
 from edgevlm_deploy.recipe import ProbeForm
 
 Floats = NDArray[np.float64]

@@ -11,22 +11,12 @@ from edgevlm_runner.contract import Answer, Certainty, Item, Kind
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import (
-    abstention,
-    background,
-    confidence,
-    corruption,
-    failures,
-    foreign,
-    negation,
-    prior,
-    selectors,
-    temperature,
-)
+from edgevlm_deploy.metrics import abstention, confidence, corruption, failures, selectors, temperature
 from edgevlm_deploy.metrics.compared import compare, expected_calibration_error, partition, per_item
 from edgevlm_deploy.metrics.consistency import Flip
 from edgevlm_deploy.metrics.estimates import Subset, Table, mean, tabulate
 from edgevlm_deploy.metrics.pairs import Pairs, pair
+from edgevlm_deploy.metrics.probes import background, foreign, negation, prior
 from edgevlm_deploy.metrics.statistics import Estimate, bootstrap, mcnemar
 from edgevlm_deploy.metrics.tables import (
     FlippedItem,

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.abstention import GATED_RISK
-from edgevlm_deploy.metrics.dual_tables import DualMetrics
+from edgevlm_deploy.metrics.dual.tables import DualMetrics
 from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName

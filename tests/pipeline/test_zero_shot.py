@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from edgevlm_deploy import pipeline, validation
 from edgevlm_deploy.cli import app
 from edgevlm_deploy.errors import DataError, PlanError
-from edgevlm_deploy.metrics.dual_tables import DualMetrics
+from edgevlm_deploy.metrics.dual.tables import DualMetrics
 from edgevlm_deploy.progress import Silent
 
 pytestmark = pytest.mark.slow

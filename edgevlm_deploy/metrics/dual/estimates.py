@@ -14,9 +14,10 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm_deploy.metrics import ood, spurious, zero_shot
+from edgevlm_deploy.metrics import ood, spurious
+from edgevlm_deploy.metrics.dual import zero_shot
+from edgevlm_deploy.metrics.dual.scored import OUTSIDE, Scored
 from edgevlm_deploy.metrics.estimates import undefined
-from edgevlm_deploy.metrics.scored import OUTSIDE, Scored
 from edgevlm_deploy.metrics.statistics import (
     FEW_CLUSTERS,
     Estimate,

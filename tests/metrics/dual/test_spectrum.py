@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics.spectrum import bands, cosines, damping, projected, spectrum
+from edgevlm_deploy.metrics.dual.spectrum import bands, cosines, damping, projected, spectrum
 
 RNG = np.random.default_rng(5)
 FEATURES = RNG.normal(size=(50, 12)) * np.geomspace(10, 0.1, 12)

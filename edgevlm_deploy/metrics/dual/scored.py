@@ -11,7 +11,7 @@ from edgevlm_runner.contract import CLEAN, TEMPERATURE, Answer, DualEncoderSpec,
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics.zero_shot import sigmoid_confidence, softmax_confidence
+from edgevlm_deploy.metrics.dual.zero_shot import sigmoid_confidence, softmax_confidence
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

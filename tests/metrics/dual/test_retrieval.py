@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics.retrieval import median_rank, ranks, recall_at
+from edgevlm_deploy.metrics.dual.retrieval import median_rank, ranks, recall_at
 
 SIMILARITY = arrays(np.float64, (6, 6), elements=st.integers(0, 5).map(float))
 RELEVANT = arrays(np.bool_, (6, 6)).map(lambda flags: flags | np.eye(6, dtype=np.bool_))

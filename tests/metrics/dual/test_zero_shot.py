@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from edgevlm_deploy.metrics import temperature
 from edgevlm_deploy.metrics.confidence import expected_calibration_error
-from edgevlm_deploy.metrics.zero_shot import (
+from edgevlm_deploy.metrics.dual.zero_shot import (
     fit_logit_scale,
     hits,
     ranks,

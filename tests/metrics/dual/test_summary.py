@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgevlm_deploy.errors import DataError
-from edgevlm_deploy.metrics import dual, scored
-from edgevlm_deploy.metrics.dual_tables import DualMetrics
-from edgevlm_deploy.metrics.scored import OUTSIDE, Head, Scored
+from edgevlm_deploy.metrics import dual
+from edgevlm_deploy.metrics.dual import scored
+from edgevlm_deploy.metrics.dual.scored import OUTSIDE, Head, Scored
+from edgevlm_deploy.metrics.dual.tables import DualMetrics
 from edgevlm_deploy.recipe import Evaluation
 
 EVALUATION = Evaluation(bootstrap_resamples=200)

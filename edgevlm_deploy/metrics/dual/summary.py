@@ -1,7 +1,7 @@
 """Every metric of a compiled dual encoder: class scores of reference and artifact → DualMetrics.
 
 What depends on the answers alone (accuracy, flips, corruption, calibration, selective prediction) is
-`summary.compute` on the best class; what needs all class scores is `dual_estimates`, what needs
+`metrics.summary.compute` on the best class; what needs all class scores is `estimates`, what needs
 features is here.
 """
 
@@ -11,10 +11,12 @@ import numpy as np
 from edgevlm_runner.contract import TEMPERATURE
 from numpy.typing import NDArray
 
-from edgevlm_deploy.metrics import retrieval, scored, spectrum, spurious, summary, zero_shot
+from edgevlm_deploy.metrics import spurious, summary
 from edgevlm_deploy.metrics.confidence import expected_calibration_error
-from edgevlm_deploy.metrics.dual_estimates import estimates
-from edgevlm_deploy.metrics.dual_tables import (
+from edgevlm_deploy.metrics.dual import retrieval, scored, spectrum, zero_shot
+from edgevlm_deploy.metrics.dual.estimates import estimates
+from edgevlm_deploy.metrics.dual.scored import Head, Scored
+from edgevlm_deploy.metrics.dual.tables import (
     Band,
     DegradationRow,
     Direction,
@@ -23,7 +25,6 @@ from edgevlm_deploy.metrics.dual_tables import (
     Retrieval,
     Spectral,
 )
-from edgevlm_deploy.metrics.scored import Head, Scored
 from edgevlm_deploy.metrics.statistics import Estimate, paired_difference, quantile_interval, wilson
 from edgevlm_deploy.recipe import Evaluation
 

@@ -17,7 +17,7 @@ from edgevlm_deploy.metrics.accuracy import RIGHT_FROM
 from edgevlm_deploy.metrics.compared import COMPARED, compare, partition, per_item
 from edgevlm_deploy.metrics.estimates import Subset, Table, independent, mean, tabulate, undefined
 from edgevlm_deploy.metrics.pairs import Pairs
-from edgevlm_deploy.metrics.replies import lenient
+from edgevlm_deploy.metrics.probes.replies import lenient
 from edgevlm_deploy.metrics.statistics import Estimate, Totals, paired_difference, wilson
 from edgevlm_deploy.metrics.tables import NegationRow
 from edgevlm_deploy.recipe import Evaluation, ProbeForm

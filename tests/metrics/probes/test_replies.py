@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevlm_deploy.metrics.replies import collapse, lenient, strict
+from edgevlm_deploy.metrics.probes.replies import collapse, lenient, strict
 from edgevlm_deploy.recipe import ProbeForm
 
 IS_NOT, ABSENT, FALSE_YN, COUNTER, TRUE_YN = (ProbeForm(form.value) for form in ProbeForm)

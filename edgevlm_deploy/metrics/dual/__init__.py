@@ -1,0 +1,8 @@
+"""Metrics of dual encoders, from the scores of all classes and, where they are kept, from features."""
+
+from __future__ import annotations
+
+from edgevlm_deploy.metrics.dual.estimates import estimates
+from edgevlm_deploy.metrics.dual.summary import compute, retrieval_table, spectral_table
+
+__all__ = ["compute", "estimates", "retrieval_table", "spectral_table"]

@@ -1,0 +1,1 @@
+"""Metrics of questions that test one habit: negation, prior bias, backgrounds, foreign questions."""
