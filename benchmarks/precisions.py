@@ -63,7 +63,6 @@ class Judged:
     precision: str
     metrics: Metrics
     verdict: Mapping[str, Any]
-    items_per_second: float
     graph_bytes: int
 
 
@@ -90,12 +89,10 @@ def judge(precision: str, recipe: Path, reuse: bool) -> Judged:
         order = ["compile", "demo", "--target", "host-cpu", "--recipe", str(written), "--out", str(BUILD)]
         # 0, 3 and 4 are verdicts.
         run("-m", "edgevlm_deploy.cli", *order, "--json", accepted=(0, 3, 4))
-    seen = json.loads((evidence / "evidence.json").read_text())
     return Judged(
         precision=precision,
         metrics=Metrics.model_validate_json((evidence / "metrics.json").read_text()),
         verdict=json.loads((evidence / "verdict.json").read_text()),
-        items_per_second=seen["items"] / seen["seconds"],
         graph_bytes=_graph_bytes(bundle),
     )
 
@@ -120,7 +117,6 @@ def metrics_table(judged: Sequence[Judged]) -> page.Table:
         for whose in ("artifact", "reference")
     ]
     rows.append(("graphs", *(quantity(one.graph_bytes, Unit.BYTES) for one in judged)))
-    rows.append(("items/s", *(f"{one.items_per_second:.0f}" for one in judged)))
     return page.Table("Metrics", ("metric", *(one.precision for one in judged)), tuple(rows))
 
 
