@@ -36,7 +36,7 @@ def libraries(prints: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def library(name: str, purpose: str, extra: str, failure: type[EdgeVlmError]) -> Iterator[None]:
+def toolkit(name: str, purpose: str, extra: str, failure: type[EdgeVlmError]) -> Iterator[None]:
     """Import and use one library in silence; its errors become ours.
 
     Raises MissingExtraError when it cannot be imported, `failure` for whatever else it raises itself.

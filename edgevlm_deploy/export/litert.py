@@ -272,8 +272,8 @@ def _signatures(library: Any, source: Any, lengths: StaticLengths, hidden: bool)
 
 @contextlib.contextmanager
 def _library() -> Iterator[Any]:
-    """`litert_torch`; for its errors see `quiet.library`."""
-    with quiet.library("litert-torch", "Compiling for LiteRT", "litert", ExportError):
+    """`litert_torch`; for its errors see `quiet.toolkit`."""
+    with quiet.toolkit("litert-torch", "Compiling for LiteRT", "litert", ExportError):
         import litert_torch
 
         yield litert_torch

@@ -64,7 +64,7 @@ def write(
     with tempfile.TemporaryDirectory(prefix="edgevlm-litertlm-") as temporary:
         parts = _cut(model, spec, Path(temporary))
         description = Path(temporary) / "metadata.pb"
-        with quiet.library("litert-lm-builder", "Packing a .litertlm file", "litert-lm", ExportError):
+        with quiet.toolkit("litert-lm-builder", "Packing a .litertlm file", "litert-lm", ExportError):
             import litert_lm_builder
             from litert_lm_builder import litertlm_builder
             from litert_lm_builder.runtime.proto import llm_metadata_pb2
@@ -198,7 +198,7 @@ def _read_back(path: Path, given: Mapping[str, Path], facts: Mapping[str, str]) 
 def _sections(path: Path, facts: Mapping[str, str]) -> list[tuple[Section, bytes]]:
     import io
 
-    with quiet.library("litert-lm-builder", "Reading a .litertlm file", "litert-lm", ExportError):
+    with quiet.toolkit("litert-lm-builder", "Reading a .litertlm file", "litert-lm", ExportError):
         from litert_lm_builder import litertlm_core, litertlm_peek
 
         header = litertlm_peek.read_litertlm_header(str(path), io.StringIO())

@@ -49,7 +49,7 @@ def compare(path: Path, bundle: Bundle, spec: ModelSpec) -> Compared:
     with Respondent(bundle, threads=1) as respondent:
         own_texts = [respondent.ask(item.prompt, None, lambda _: None).text for item in items]
         own_pictures = [respondent.answer(item)[1].text for item in seen]
-    with quiet.library("litert-lm-api", "Checking a .litertlm file", "litert-lm", ExportError):
+    with quiet.toolkit("litert-lm-api", "Checking a .litertlm file", "litert-lm", ExportError):
         import litert_lm
 
         cpu = litert_lm.Backend.CPU(thread_count=1)

@@ -27,7 +27,7 @@ def compile(model: Path, soc: str, out: Path) -> Mapping[str, int]:
     Raises MissingExtraError without the SDK, PlanError for a chip that the compiler does not know,
     ExportError when it fails or leaves everything on the CPU.
     """
-    with quiet.library("ai-edge-litert", "Compiling for Qualcomm's NPU", "litert", ExportError):
+    with quiet.toolkit("ai-edge-litert", "Compiling for Qualcomm's NPU", "litert", ExportError):
         from ai_edge_litert.aot import aot_compile
         from ai_edge_litert.aot.vendors.qualcomm import target
 

@@ -45,7 +45,7 @@ def write(
             f"{path} has no signature {', '.join(missing)}, only {', '.join(sorted(whole.signatures))}. "
             "Compile the bundle again."
         )
-    with quiet.library("ai-edge-litert", "Cutting a .tflite file", "litert", ExportError):
+    with quiet.toolkit("ai-edge-litert", "Cutting a .tflite file", "litert", ExportError):
         from ai_edge_litert import schema_py_generated as schema
         from ai_edge_litert.tools import flatbuffer_utils
 

@@ -249,8 +249,8 @@ def _container_bits(linear: QuantizedLinear) -> int:
 
 @contextlib.contextmanager
 def _library() -> Iterator[_Library]:
-    """For its errors see `quiet.library`."""
-    with quiet.library("ai-edge-quantizer", "Compiling for LiteRT", "litert", ExportError):
+    """For its errors see `quiet.toolkit`."""
+    with quiet.toolkit("ai-edge-quantizer", "Compiling for LiteRT", "litert", ExportError):
         from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer
         from ai_edge_quantizer.algorithms.nonlinear_quantize import float_casting
         from ai_edge_quantizer.algorithms.uniform_quantize import common_quantize, naive_min_max_quantize

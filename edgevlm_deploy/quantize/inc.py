@@ -183,8 +183,8 @@ def _unpacked(stack: Any, root: str, request: Request) -> dict[str, tuple[NDArra
 
 @contextlib.contextmanager
 def _library() -> Iterator[Any]:
-    """`neural_compressor.torch.quantization`; for its errors see `quiet.library`."""
-    with quiet.library("Intel Neural Compressor", "Quantising", "compile", QuantizationError):
+    """`neural_compressor.torch.quantization`; for its errors see `quiet.toolkit`."""
+    with quiet.toolkit("Intel Neural Compressor", "Quantising", "compile", QuantizationError):
         from neural_compressor.common import set_workspace
 
         # It creates its workspace while being imported, by default in the working directory.

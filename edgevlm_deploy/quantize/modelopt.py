@@ -152,8 +152,8 @@ def _read(name: str, wanted: ModuleRequest, module: Any) -> _Calibrated:
 @contextlib.contextmanager
 def _library() -> Iterator[Any]:
     """`modelopt.torch.quantization`, which warns of each newer transformers; for its errors see
-    `quiet.library`."""
-    with quiet.library("NVIDIA Model Optimizer", "`quantizer: tensorrt`", "tensorrt", QuantizationError):
+    `quiet.toolkit`."""
+    with quiet.toolkit("NVIDIA Model Optimizer", "`quantizer: tensorrt`", "tensorrt", QuantizationError):
         import modelopt.torch.quantization as mtq
 
         yield mtq

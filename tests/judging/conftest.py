@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgevlm_runner.contract import Answer, ImageSpec, Item, ModelSpec, PromptSpec, write_jsonl
+import small_bundle
+from edgevlm_runner.contract import Answer, ImageSpec, Item, write_jsonl
 from PIL import Image
 
 from edgevlm_deploy import bundle as bundles
@@ -156,19 +158,9 @@ def validated(tmp_path: Path) -> Path:
     return folder
 
 
-MODEL = ModelSpec(
-    family="smolvlm",
-    runtime="onnxruntime",
-    graphs={"decoder": "graphs/decoder.onnx"},
+MODEL = dataclasses.replace(
+    small_bundle.MODEL,
     image=ImageSpec(48, 48, False, 1, 1, 1 / 255, (0.5,) * 3, (0.5,) * 3),
-    prompt=PromptSpec("{image}{question}", "{question}", "<image>", "<fake>", "<global>", 16),
     image_token_id=1,
     eos_token_ids=(2,),
-    max_new_tokens=8,
-    max_context=64,
-    layers=1,
-    kv_heads=1,
-    head_dim=8,
-    hidden_size=8,
-    vocab_size=32,
 )

@@ -10,30 +10,14 @@ import inc_awq
 import numpy as np
 import pytest
 import torch
+from quantizing import decoder, logits, override, relative_error
 
 from edgevlm_deploy.errors import DataError, QuantizationError
 from edgevlm_deploy.quantize import awq, capture, fakequant, folding, layerwise, quantize, resolve, uniform
-from edgevlm_deploy.recipe import Algorithm, Component, ModuleOverride, Precision, Quantizer, Scheme
+from edgevlm_deploy.recipe import Algorithm, Quantizer, Scheme
 
 LAYERS = "model.text_model.layers"
 INC = Quantizer.NEURAL_COMPRESSOR
-
-
-def decoder(scheme: Scheme, algorithm: Algorithm) -> dict[Component, Precision]:
-    return {Component.DECODER: Precision(scheme=scheme, algorithm=algorithm)}
-
-
-def override(pattern: str, scheme: Scheme, algorithm: Algorithm = Algorithm.RTN) -> ModuleOverride:
-    return ModuleOverride(pattern=pattern, scheme=scheme, algorithm=algorithm)
-
-
-def logits(model: Any, batches: list[dict[str, Any]]) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.cat([model(**batch).logits[0] for batch in batches])
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got - expected).detach().norm() / expected.detach().norm())
 
 
 def inputs_of(model: Any, name: str, batches: list[dict[str, Any]]) -> torch.Tensor:

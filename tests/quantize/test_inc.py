@@ -13,31 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quantizing import decoder, logits, override, relative_error
 
 from edgevlm_deploy.errors import DataError, MissingExtraError, QuantizationError
 from edgevlm_deploy.quantize import QuantizedModel, capture, fakequant, inc, quantize, resolve, uniform
-from edgevlm_deploy.recipe import Algorithm, Component, ModuleOverride, Precision, Quantizer, Scheme
+from edgevlm_deploy.recipe import Algorithm, Component, Precision, Quantizer, Scheme
 
 LAYERS = "model.text_model.layers"
 VISION = "model.vision_model.encoder"
 INC = Quantizer.NEURAL_COMPRESSOR
-
-
-def decoder(scheme: Scheme, algorithm: Algorithm) -> dict[Component, Precision]:
-    return {Component.DECODER: Precision(scheme=scheme, algorithm=algorithm)}
-
-
-def override(pattern: str, scheme: Scheme, algorithm: Algorithm = Algorithm.RTN) -> ModuleOverride:
-    return ModuleOverride(pattern=pattern, scheme=scheme, algorithm=algorithm)
-
-
-def logits(model: Any, batches: list[dict[str, Any]]) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.cat([model(**batch).logits[0] for batch in batches])
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got - expected).detach().norm() / expected.detach().norm())
 
 
 @pytest.mark.parametrize("scheme", [Scheme.W4A16_G32, Scheme.W3A16_CHANNEL])
