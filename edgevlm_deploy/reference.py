@@ -30,6 +30,8 @@ from edgevlm_runner.inputs import Inputs, from_item, load_tokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgevlm_deploy.calibration.tensors import pictures
+
 BATCH = 32
 """Questions, or picture tiles if they are more."""
 NOISE_FLOOR_ITEMS = 256
@@ -210,8 +212,7 @@ def answer_of(
 def collate(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, Any]:
     """Left-padded tensors for transformers' generate.
 
-    input_ids, attention_mask int64 [B, T]; pixel_values float32 [B, tiles, 3, S, S] and
-    pixel_attention_mask bool [B, tiles, S, S]. Absent tiles are all zero, which the model drops.
+    input_ids, attention_mask int64 [B, T]; and what `calibration.tensors.pictures` gives.
     """
     import torch
 
@@ -222,13 +223,4 @@ def collate(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, Any]:
         own = one.input_ids.shape[1]
         ids[row, length - own :], mask[row, length - own :] = one.input_ids[0], 1
     tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-    counts = [0 if one.pixel_values is None else len(one.pixel_values) for one in batch]
-    if max(counts):
-        side = spec.image.tile_size
-        pixels = np.zeros((len(batch), max(counts), 3, side, side), np.float32)
-        seen = np.zeros((len(batch), max(counts), side, side), bool)
-        for row, one in enumerate(batch):
-            if one.pixel_values is not None:
-                pixels[row, : counts[row]], seen[row, : counts[row]] = one.pixel_values, True
-        tensors |= {"pixel_values": torch.from_numpy(pixels), "pixel_attention_mask": torch.from_numpy(seen)}
-    return tensors
+    return {**tensors, **pictures(batch, spec)}

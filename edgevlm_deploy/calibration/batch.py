@@ -13,6 +13,7 @@ from edgevlm_runner.inputs import Inputs, from_class, from_picture, load_tokeniz
 from edgevlm_runner.preprocess import load_image
 from numpy.typing import NDArray
 
+from edgevlm_deploy.calibration import tensors
 from edgevlm_deploy.calibration.rows import CalibrationSet, Row
 from edgevlm_deploy.errors import DataError
 
@@ -33,8 +34,8 @@ class Batches(Sequence[Batch]):
         input_ids              int64    [1, T]             question, then the answer and end of utterance
         attention_mask         int64    [1, T]
         labels                 int64    [1, T]             ids of the answer and end of utterance, else −100
-        pixel_values           float32  [1, tiles, 3, S, S]  absent without a picture
-        pixel_attention_mask   bool     [1, tiles, S, S]     absent without a picture
+
+    and the picture as `tensors.pictures` gives it, where there is one.
 
     The pixels are those of the device's preprocessing. The answer is there because its tokens run
     through the decoder too, and their activations have to be in range.
@@ -59,52 +60,54 @@ class Batches(Sequence[Batch]):
             return [self[n] for n in range(*index.indices(len(self)))]
         return self._batch(self.calibration.rows[index])
 
-    def _batch(self, row: Row) -> Batch:
-        import torch
-
+    def inputs(self, row: Row) -> Inputs:
+        """As a device sees the row; the answer follows the question."""
         picture = load_image(self.calibration.directory / row.image) if row.image else None
         if isinstance(self.spec, DualEncoderSpec):
             whole = replace(self.spec, text=replace(self.spec.text, padded=True))
-            pair = from_class(picture, row.answer, whole, self.tokenizer)
-            texts = torch.from_numpy(pair.input_ids)
-            batch = {"input_ids": texts, "attention_mask": torch.ones_like(texts)}
-            if pair.pixel_values is not None:
-                batch["pixel_values"] = torch.from_numpy(pair.pixel_values)
+            return from_class(picture, row.answer, whole, self.tokenizer)
+        asked = from_picture(picture, row.prompt, self.spec, self.tokenizer)
+        return replace(asked, input_ids=self._with_answer(asked.input_ids, row, self.spec))
+
+    def _batch(self, row: Row) -> Batch:
+        import torch
+
+        inputs = self.inputs(row)
+        ids = torch.from_numpy(inputs.input_ids)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if isinstance(self.spec, DualEncoderSpec):
+            if inputs.pixel_values is not None:
+                batch["pixel_values"] = torch.from_numpy(inputs.pixel_values)
             return batch
-        inputs = from_picture(picture, row.prompt, self.spec, self.tokenizer)
-        ids = torch.from_numpy(self._with_answer(inputs.input_ids, row, self.spec))
-        labels = ids.clone()
-        labels[:, : inputs.input_ids.size] = NO_LABEL
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-        if inputs.pixel_values is not None:
-            values = torch.from_numpy(np.ascontiguousarray(inputs.pixel_values, np.float32))[None]
-            batch["pixel_values"] = values
-            tiles, side = values.shape[1], values.shape[-1]
-            batch["pixel_attention_mask"] = torch.ones((1, tiles, side, side), dtype=torch.bool)
-        return batch
+        batch["labels"] = ids.clone()
+        batch["labels"][:, : ids.shape[1] - self._answer(row, self.spec).size] = NO_LABEL
+        return {**batch, **tensors.pictures([inputs], self.spec)}
 
     def _with_answer(self, asked: NDArray[np.int64], row: Row, spec: ModelSpec) -> NDArray[np.int64]:
         """int64 [1, T]; the answer follows the prompt after a space, as in training."""
-        ids = asked.reshape(-1).tolist()
-        if row.answer:
-            template = spec.prompt.with_image if row.image else spec.prompt.text_only
-            space = "" if template[-1:].isspace() else " "
-            ids += self.tokenizer.encode(space + row.answer, add_special_tokens=False).ids
-            ids.append(spec.eos_token_ids[0])
+        ids = np.concatenate([asked.reshape(-1), self._answer(row, spec)])
         if len(ids) > spec.max_context:
             raise DataError(
                 f"calibration sample {row.sample_id}: {len(ids)} tokens, the context holds "
                 f"{spec.max_context}. Shorten the question, lower image.max_tiles or raise "
                 "generation.max_context."
             )
-        return np.asarray([ids], np.int64)
+        return ids[None]
+
+    def _answer(self, row: Row, spec: ModelSpec) -> NDArray[np.int64]:
+        """int64 [T]: the answer's tokens and the end of the utterance; none where there is no answer."""
+        if not row.answer:
+            return np.zeros(0, np.int64)
+        template = spec.prompt.with_image if row.image else spec.prompt.text_only
+        space = "" if template[-1:].isspace() else " "
+        ids = self.tokenizer.encode(space + row.answer, add_special_tokens=False).ids
+        return np.array([*ids, spec.eos_token_ids[0]], np.int64)
 
 
 def inputs(calibration: CalibrationSet, spec: Model, tokenizer: Path) -> Iterator[Inputs]:
     """The same rows as a device sees them; the answer follows the question."""
-    for batch in batches(calibration, spec, tokenizer):
-        pixels = batch.get("pixel_values")
-        yield Inputs(None if pixels is None else pixels[0].numpy(), batch["input_ids"].numpy())
+    made = batches(calibration, spec, tokenizer)
+    return (made.inputs(row) for row in calibration.rows)
 
 
 def batches(calibration: CalibrationSet, spec: Model, tokenizer: Path) -> Batches:

@@ -1,4 +1,4 @@
-"""A VLM of the Idefics3 / SmolVLM family as three torch modules with fixed signatures.
+"""Embedding and decoder of a VLM as torch modules with fixed signatures; `vision` has the third.
 
 Each keeps the whole model as its only child, so that a node's scope in the exported graph is the module
 name in the source model behind one known prefix.
@@ -18,26 +18,6 @@ PREFIX = "source."
 POSITION_ONLY_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
-class VisionEncoder(torch.nn.Module):  # type: ignore[misc]
-    """pixel_values float32 [tiles, 3, S, S] → image_features float32 [tiles, tokens per tile, D].
-
-    Tiles are always full, so the patch mask is all true and the position ids are constants.
-    """
-
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        self.source = source
-        self.register_buffer("position_ids", _position_ids(source.model.vision_model), persistent=False)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        vision = self.source.model.vision_model
-        patches = vision.embeddings.patch_embedding(pixel_values)  # [tiles, D, S / patch, S / patch]
-        hidden = patches.flatten(2).transpose(1, 2)  # [tiles, patches, D]
-        hidden = hidden + vision.embeddings.position_embedding(self.position_ids)
-        hidden = vision.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
-        return self.source.model.connector(vision.post_layernorm(hidden))
-
-
 class Embedding(torch.nn.Module):  # type: ignore[misc]
     """input_ids int64 [B, T] → inputs_embeds float32 [B, T, D]."""
 
@@ -46,7 +26,7 @@ class Embedding(torch.nn.Module):  # type: ignore[misc]
         self.source = source
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.source.model.text_model.embed_tokens(input_ids)
+        return self.source.get_input_embeddings()(input_ids)
 
 
 class Decoder(torch.nn.Module):  # type: ignore[misc]
@@ -70,7 +50,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         key_values = _key_values(tuple(zip(past[0::2], past[1::2], strict=True)), attention_mask)
-        hidden = self.source.model.text_model(
+        hidden = self.source.get_decoder()(
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             use_cache=False,
@@ -110,7 +90,7 @@ class PruningDecoder(torch.nn.Module):  # type: ignore[misc]
         pairs = tuple(zip(past[0::2], past[1::2], strict=True))
         before, after = (_key_values(pairs, mask) for mask in (attention_mask, kept_mask))
         hidden = fastv.layers(
-            self.source.model.text_model,
+            self.source.get_decoder(),
             inputs_embeds,
             position_ids,
             image_tokens,
@@ -145,24 +125,3 @@ def check_rotary(source: Any) -> None:
             f"Rotary embeddings of type {kind!r} change with the length of the context; "
             f"{', '.join(POSITION_ONLY_ROTARY)} can be exported."
         )
-
-
-def _position_ids(vision_model: Any) -> torch.Tensor:
-    """int64 [1, patches]: what the source computes for a full tile, seen at its position embedding.
-
-    It divides and compares floats to get them, so they are observed instead of derived.
-    """
-    embeddings = vision_model.embeddings
-    seen: list[torch.Tensor] = []
-    hook = embeddings.position_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    side = embeddings.num_patches_per_side
-    tile = (1, 3, embeddings.image_size, embeddings.image_size)
-    try:
-        with torch.no_grad():
-            embeddings(
-                pixel_values=torch.zeros(tile, dtype=embeddings.patch_embedding.weight.dtype),
-                patch_attention_mask=torch.ones(1, side, side, dtype=torch.bool),
-            )
-    finally:
-        hook.remove()
-    return seen[0].reshape(1, -1)

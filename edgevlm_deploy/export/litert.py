@@ -38,8 +38,9 @@ from edgevlm_runner.runtimes.litert_encoders import ENCODE_IMAGE, ENCODE_TEXT
 from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import ExportError, StorageError
 from edgevlm_deploy.export.attention import PLAIN_ATTENTION, STATIC_CACHE_ATTENTION, StaticCache, attention
-from edgevlm_deploy.export.components import Embedding, VisionEncoder, check_rotary
+from edgevlm_deploy.export.components import Embedding, check_rotary
 from edgevlm_deploy.export.encoders import PictureEncoder, TextEncoder
+from edgevlm_deploy.export.vision import vision_encoder
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class StaticLengths:
 class _EncodeImage(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, source: Any) -> None:
         super().__init__()
-        self.encoder = VisionEncoder(source)
+        self.encoder = vision_encoder(source)
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"image_features": self.encoder(pixel_values)}
@@ -108,7 +109,7 @@ class _Prefill(torch.nn.Module):  # type: ignore[misc]
             write=write,
             mask=mask,
         )
-        hidden = self.source.model.text_model(
+        hidden = self.source.get_decoder()(
             inputs_embeds=embeddings,
             position_ids=input_pos[None],
             use_cache=False,
@@ -143,8 +144,8 @@ def export(source: Any, lengths: StaticLengths, path: Path, hidden: bool = False
     with _library() as library, torch.no_grad():
         converter = _signatures(library, source, lengths, hidden)
         with (
-            attention(source.model.vision_model.config, PLAIN_ATTENTION),
-            attention(source.model.text_model.config, STATIC_CACHE_ATTENTION),
+            attention(source.get_encoder("image").config, PLAIN_ATTENTION),
+            attention(source.get_decoder().config, STATIC_CACHE_ATTENTION),
             mock.patch.object(torch.nn.LayerNorm, "forward", _layer_norm),
         ):
             made = converter.convert(strict_export=False)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from edgevlm_runner.contract import ImageSpec, ModelSpec
+from edgevlm_runner.contract import ModelSpec, Pixels
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.artifacts import atomic_path
@@ -97,7 +97,7 @@ def write(
 def _cut(model: Path, spec: ModelSpec, folder: Path) -> dict[str, Path]:
     """Name in `MODELS` → file."""
     decoder = ["decode", *_prefills(model, spec.max_context)]
-    wanted: tuple[tuple[str, dict[str, str], ImageSpec | None], ...] = (
+    wanted: tuple[tuple[str, dict[str, str], Pixels | None], ...] = (
         ("embedder", {"embed_1": "embedder"}, None),
         ("prefill_decode", {name: name for name in decoder}, None),
         ("vision_encoder", {"encode_image": f"vision_{spec.image.tile_size}"}, spec.image),

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgevlm_runner import prompt
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, Item, ModelSpec
+from edgevlm_runner.contract import CLEAN, ImageSpec, Item, ModelSpec
 from edgevlm_runner.inputs import load_tokenizer
 from edgevlm_runner.respond import Respondent
 
@@ -45,7 +45,8 @@ def compare(path: Path, bundle: Bundle, spec: ModelSpec) -> Compared:
     """
     clean = [item for item in bundle.items if item.condition == CLEAN]
     items = clean[:: max(1, len(clean) // QUESTIONS)][:QUESTIONS]
-    seen = [] if spec.image.split else [item for item in items if item.image]
+    cuts = isinstance(spec.image, ImageSpec) and spec.image.split
+    seen = [] if cuts else [item for item in items if item.image]
     with Respondent(bundle, threads=1) as respondent:
         own_texts = [respondent.ask(item.prompt, None, lambda _: None).text for item in items]
         own_pictures = [respondent.answer(item)[1].text for item in seen]

@@ -19,9 +19,9 @@ from edgevlm_deploy.export.components import (
     Decoder,
     Embedding,
     PruningDecoder,
-    VisionEncoder,
     check_rotary,
 )
+from edgevlm_deploy.export.vision import vision_encoder
 
 OPSET = 21
 IR_VERSION = 10
@@ -37,9 +37,9 @@ def cache_names(layers: int) -> tuple[list[str], list[str]]:
 def export_vision_encoder(source: Any) -> ir.Model:
     """pixel_values float32 [tiles, 3, S, S] → image_features float32 [tiles, tokens per tile, D]."""
     side = source.config.vision_config.image_size
-    with attention(source.model.vision_model.config, MULTI_HEAD_ATTENTION):
+    with attention(source.get_encoder("image").config, MULTI_HEAD_ATTENTION):
         return trace(
-            VisionEncoder(source),
+            vision_encoder(source),
             (torch.zeros(2, 3, side, side),),
             ({0: "tiles"},),
             ["pixel_values"],
@@ -81,7 +81,7 @@ def export_decoder(source: Any, pruned_layer: int | None = None, hidden: bool = 
             "kept_tokens": (torch.ones(2, 2, dtype=torch.int64), "kept_tokens"),
             "kept_mask": (torch.ones(2, 6, dtype=torch.int64), "kept_total"),
         }
-    with attention(source.model.text_model.config, GROUP_QUERY_ATTENTION):
+    with attention(source.get_decoder().config, GROUP_QUERY_ATTENTION):
         return trace(
             module,
             (*(tensor for tensor, _ in given.values()), *past),
@@ -102,7 +102,7 @@ def rotary_table(source: Any, positions: int) -> tuple[NDArray[np.float32], NDAr
     text = source.config.text_config
     check_rotary(source)
     with torch.no_grad():
-        pair = source.model.text_model.rotary_emb(
+        pair = source.get_decoder().rotary_emb(
             torch.zeros(1, 1, text.hidden_size), position_ids=torch.arange(positions)[None]
         )
     cosine, sine = (table[0].numpy() for table in pair)  # [positions, head dim], the halves are equal

@@ -38,8 +38,9 @@ from edgevlm_deploy.export.attention import (
     StaticCache,
     attention,
 )
-from edgevlm_deploy.export.components import Embedding, VisionEncoder
+from edgevlm_deploy.export.components import Embedding
 from edgevlm_deploy.export.passes import lower_opset
+from edgevlm_deploy.export.vision import vision_encoder
 
 LOWEST_TRACED_OPSET = 18
 """torch's exporter writes no older one; `lower_opset` rewrites what differs."""
@@ -73,9 +74,9 @@ def cache_names(layers: int, kind: str) -> list[str]:
 def export_vision_encoder(source: Any, dialect: Dialect) -> ir.Model:
     side = source.config.vision_config.image_size
     wanted = STANDARD_ATTENTION if dialect.standard else PLAIN_ATTENTION
-    with attention(source.model.vision_model.config, wanted), _norms(source, dialect):
+    with attention(source.get_encoder("image").config, wanted), _norms(source, dialect):
         return trace(
-            VisionEncoder(cast(source, dialect)),
+            vision_encoder(cast(source, dialect)),
             (torch.zeros(2, 3, side, side, dtype=dialect.dtype),),
             ({0: "tiles"},),
             ["pixel_values"],
@@ -116,7 +117,7 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int, hidden: bool
     module: Any = kind(cast(source, dialect), max_context, hidden)
     wanted = STANDARD_ATTENTION if dialect.standard else STATIC_CACHE_ATTENTION
     cache_axes = tuple({} if dialect.standard else {1: "past"} for _ in cache)
-    with attention(source.model.text_model.config, wanted), _norms(source, dialect), module.rotation():
+    with attention(source.get_decoder().config, wanted), _norms(source, dialect), module.rotation():
         return trace(
             module,
             (*(tensor for tensor, _ in inputs.values()), *cache),
@@ -153,7 +154,7 @@ class _AppendDecoder(torch.nn.Module):  # type: ignore[misc]
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, cache: StaticCache
     ) -> tuple[torch.Tensor, ...]:
         """Logits, and the hidden state where it is asked for."""
-        hidden = self.source.model.text_model(
+        hidden = self.source.get_decoder()(
             inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False, static_cache=cache
         ).last_hidden_state
         last = hidden[:, -1:]
@@ -169,7 +170,7 @@ class _AppendDecoder(torch.nn.Module):  # type: ignore[misc]
             cosine, sine = (torch.cat([half, half], dim=-1).to(hidden.dtype) for half in halves)
             return cosine, sine  # [1, T, head dim]
 
-        with mock.patch.object(self.source.model.text_model.rotary_emb, "forward", look_up):
+        with mock.patch.object(self.source.get_decoder().rotary_emb, "forward", look_up):
             yield
 
 
@@ -199,7 +200,7 @@ class _UpdateDecoder(_AppendDecoder):
     @contextlib.contextmanager
     def rotation(self) -> Iterator[None]:
         """While it is traced: ONNX's RotaryEmbedding on the table."""
-        text = self.source.model.text_model
+        text = self.source.get_decoder()
         modeling = sys.modules[type(text.layers[0].self_attn).__module__]
         positions: list[torch.Tensor] = []
 
@@ -254,7 +255,7 @@ def trace(
 def _norms(source: Any, dialect: Dialect) -> Iterator[None]:
     """Norms as one operator where the release has it, and spelled out where not."""
     with contextlib.ExitStack() as stack:
-        rms_norm = type(source.model.text_model.norm)
+        rms_norm = type(source.get_decoder().norm)
         stack.enter_context(layer_norms(dialect))
         if dialect.standard:
             stack.enter_context(mock.patch.object(rms_norm, "forward", _rms_norm))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import ImageSpec
+from edgevlm_runner.contract import Pixels
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.artifacts import atomic_path
@@ -26,7 +26,7 @@ def write(
     path: Path,
     signatures: Mapping[str, str],
     out: Path,
-    pixels_of: ImageSpec | None = None,
+    pixels_of: Pixels | None = None,
     without: Collection[str] = (),
 ) -> None:
     """Write to `out` the signatures of the file at `path` that are keys of `signatures`, under new names.
@@ -112,7 +112,7 @@ def _keep_buffers(model: Any) -> None:
         tensor.buffer = places[tensor.buffer]
 
 
-def _take_pixels(model: Any, schema: Any, image: ImageSpec) -> None:
+def _take_pixels(model: Any, schema: Any, image: Pixels) -> None:
     """Put (x − mean) / deviation and a transposition before the one input of the one signature."""
     signature, graph = model.signatureDefs[0], model.subgraphs[model.signatureDefs[0].subgraphIndex]
     channels_first = signature.inputs[0].tensorIndex

@@ -29,6 +29,7 @@ from edgevlm_runner.runtimes import Runtime
 from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
 from numpy.typing import NDArray
 
+from edgevlm_deploy.calibration.tensors import pictures
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export.observation import ObservedRuntime, write_exact
 from edgevlm_deploy.quantize.table import QuantizedTable
@@ -227,12 +228,12 @@ def compare(
     tolerance: float,
 ) -> Compared:
     """Torch on the same inputs; its decoder gets the graph's embeddings: each part is judged alone."""
-    text = reference.model.text_model
+    text = reference.get_decoder()
     first = sample.input_ids.shape[1] - 1
     with torch.inference_mode(), given_ties(reference, table, observed.quantized) as ties:
-        features = _torch_features(reference, sample)
+        features = _torch_features(reference, spec, sample)
         embeds = _embedded(
-            lambda ids: text.embed_tokens(torch.from_numpy(ids)).numpy(),
+            lambda ids: reference.get_input_embeddings()(torch.from_numpy(ids)).numpy(),
             features,
             spec,
             sample,
@@ -273,13 +274,14 @@ def _torch_hidden(text: Any, spec: ModelSpec, sample: Inputs, embeds: Floats) ->
     return fastv.layers(text, given, positions, torch.from_numpy(places), left, spec.pruning.layer, asked)
 
 
-def _torch_features(reference: Any, sample: Inputs) -> Floats | None:
+def _torch_features(reference: Any, spec: ModelSpec, sample: Inputs) -> Floats | None:
     """float32 [tiles, tokens per tile, D] through the source model's own entry point."""
     if sample.pixel_values is None:
         return None
-    pixels = torch.from_numpy(np.ascontiguousarray(sample.pixel_values, np.float32))
-    features = reference.model.get_image_features(pixels[None]).pooler_output[0]
-    result: Floats = features.reshape(len(pixels), -1, features.shape[-1]).numpy()
+    given = pictures([sample], spec)["pixel_values"]
+    pieces = reference.model.get_image_features(given).pooler_output
+    features = torch.cat([one.flatten(end_dim=-2) for one in pieces])  # [tokens, D]
+    result: Floats = features.reshape(len(sample.pixel_values), -1, features.shape[-1]).numpy()
     return result
 
 

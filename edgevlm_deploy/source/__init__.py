@@ -15,9 +15,10 @@ from edgevlm_runner.contract import DUAL_ENCODER, Model
 
 from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.recipe import Recipe
-from edgevlm_deploy.source import clip, idefics3, siglip
+from edgevlm_deploy.source import clip, idefics3, siglip, specification
 from edgevlm_deploy.source.checkpoint import Checkpoint, open_checkpoint
 from edgevlm_deploy.source.model import Architecture, DualArchitecture, SourceModel
+from edgevlm_deploy.source.specification import Picturing
 
 __all__ = ["Architecture", "DualArchitecture", "SourceModel", "inspect", "load", "model_spec"]
 
@@ -30,11 +31,13 @@ class Family(Protocol):
     def load(self, source: SourceModel) -> Any: ...
 
 
-FAMILIES: Mapping[str, Family] = {
-    **dict.fromkeys(idefics3.FAMILIES, idefics3),
-    "clip": clip,
-    "siglip": siglip,
-}
+class Generative(Family, Picturing, Protocol):
+    """The same for checkpoints that answer in words."""
+
+
+GENERATIVE: Mapping[str, Generative] = dict.fromkeys(idefics3.FAMILIES, idefics3)
+DUAL_ENCODERS: Mapping[str, Family] = {"clip": clip, "siglip": siglip}
+FAMILIES: Mapping[str, Family] = {**GENERATIVE, **DUAL_ENCODERS}
 """`model_type` in config.json → the module that knows it."""
 
 
@@ -77,6 +80,4 @@ def model_spec(
         from edgevlm_deploy.source import dual_specification
 
         return dual_specification.model_spec(source, recipe, runtime, graphs, labels)
-    from edgevlm_deploy.source import specification
-
-    return specification.model_spec(source, recipe, runtime, graphs)
+    return specification.model_spec(source, recipe, runtime, graphs, GENERATIVE[source.family])

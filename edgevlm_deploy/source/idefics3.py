@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from edgevlm_runner.contract import ImageSpec, PromptSpec
+
 from edgevlm_deploy.errors import CheckpointError
-from edgevlm_deploy.recipe import Component
+from edgevlm_deploy.recipe import Component, Recipe
 from edgevlm_deploy.source import loading
 from edgevlm_deploy.source.checkpoint import Checkpoint
 from edgevlm_deploy.source.header import StoredTensor, stored_dtype
 from edgevlm_deploy.source.model import Architecture, SourceModel
 from edgevlm_deploy.source.numbers import matrices, number, section, shape
+from edgevlm_deploy.source.specification import (
+    chat_prompt,
+    check_image_processor_type,
+    numbers_of,
+    optional_json,
+    three,
+)
 
 FAMILIES = {
     "idefics3": "Idefics3ForConditionalGeneration",
     "smolvlm": "SmolVLMForConditionalGeneration",
 }
+IMAGE_PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+"""With these names, or with transformers' suffixes Fast and Pil."""
 PREFIXES = {
     Component.VISION_ENCODER.value: "model.vision_model",
     Component.PROJECTOR.value: "model.connector",
@@ -177,3 +188,55 @@ def _check_architecture(config: Any, source: SourceModel) -> None:
     wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]
     if wrong:
         raise CheckpointError(f"{source.path}: transformers made a model of {'; '.join(wrong)}.")
+
+
+def image_spec(source: SourceModel, recipe: Recipe) -> ImageSpec:
+    """The image processor's numbers, defaults filled in by transformers itself."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    check_image_processor_type(source, IMAGE_PROCESSORS)
+    try:
+        # Idefics3's and SmolVLM's are the same class under two names.
+        processor = Idefics3ImageProcessorPil.from_pretrained(source.path, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{source.path}: its image processor cannot be loaded ({error}).") from error
+    steps = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
+    skipped = [step for step in steps if not getattr(processor, step)]
+    tile_size = dict(processor.max_image_size).get("longest_edge")
+    longest_edge = dict(processor.size).get("longest_edge")
+    if skipped or not tile_size or not longest_edge:
+        raise CheckpointError(
+            f"{source.path}: its image processor goes without {', '.join(skipped) or 'longest_edge'}; "
+            "the device always resizes by the longest edge, rescales and normalises."
+        )
+    if tile_size != numbers_of(source).image_size:
+        raise CheckpointError(
+            f"{source.path}: the image processor cuts tiles of {tile_size} pixels, the vision "
+            f"encoder is made for {numbers_of(source).image_size}. They are of different models."
+        )
+    mean, std = (three(value) for value in (processor.image_mean, processor.image_std))
+    return ImageSpec(
+        tile_size=int(tile_size),
+        longest_edge=int(longest_edge),
+        split=bool(processor.do_image_splitting),
+        max_tiles=recipe.image.max_tiles,
+        resample=int(processor.resample),
+        rescale_factor=float(processor.rescale_factor),
+        mean=mean,
+        std=std,
+    )
+
+
+def prompt_spec(source: SourceModel, tokenizer: Any) -> PromptSpec:
+    """The chat template; every tile stands between tokens that say what it is."""
+    stated = optional_json(source.path / "processor_config.json").get("image_seq_len")
+    if stated not in (None, numbers_of(source).tokens_per_tile):
+        raise CheckpointError(
+            f"{source.path}: processor_config.json has image_seq_len {stated}, the vision encoder gives "
+            f"{numbers_of(source).tokens_per_tile} tokens per tile. They are of different models."
+        )
+    return replace(
+        chat_prompt(source, tokenizer),
+        fake_token=getattr(tokenizer, "fake_image_token", "<fake_token_around_image>"),
+        global_token=getattr(tokenizer, "global_image_token", "<global-img>"),
+    )

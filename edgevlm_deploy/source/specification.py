@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgevlm_runner import prompt
-from edgevlm_runner.contract import ImageSpec, ModelSpec, PromptSpec
+from edgevlm_runner.contract import ImageSpec, ModelSpec, Pixels, PromptSpec
 from tokenizers import Tokenizer
 
 from edgevlm_deploy.errors import CheckpointError, MissingExtraError
@@ -15,15 +15,25 @@ from edgevlm_deploy.recipe import Recipe
 from edgevlm_deploy.source.checkpoint import CONFIG, read_json
 from edgevlm_deploy.source.model import Architecture, SourceModel
 
-IMAGE_PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
-"""With these names, or with transformers' suffixes Fast and Pil."""
 END_OF_UTTERANCE = "<end_of_utterance>"
 MAX_TEMPLATE_BYTES = 1 << 20
 # Private-use characters: no template has them, no tokenizer of words touches them.
 _QUESTION = "\ue000question\ue001"
 
 
-def model_spec(source: SourceModel, recipe: Recipe, runtime: str, graphs: Mapping[str, str]) -> ModelSpec:
+class Picturing(Protocol):
+    """What differs between families: how pictures and prompts are prepared."""
+
+    def image_spec(self, source: SourceModel, recipe: Recipe) -> Pixels:
+        """The image processor's numbers, defaults filled in by transformers itself."""
+
+    def prompt_spec(self, source: SourceModel, tokenizer: Any) -> PromptSpec:
+        """The prompt with its slots; tokenizer is transformers'."""
+
+
+def model_spec(
+    source: SourceModel, recipe: Recipe, runtime: str, graphs: Mapping[str, str], family: Picturing
+) -> ModelSpec:
     """Everything that the runner must know, proved on sample prompts against transformers' tokenizer.
 
     `max_context` and `max_new_tokens` of the recipe are cut to what the decoder was made for.
@@ -31,14 +41,14 @@ def model_spec(source: SourceModel, recipe: Recipe, runtime: str, graphs: Mappin
     Raises CheckpointError when preprocessing, chat template or tokenizer is not what the device can do.
     """
     tokenizer, on_device = open_tokenizers(source)
-    architecture = _numbers(source)
+    architecture = numbers_of(source)
     max_context = min(recipe.generation.max_context, architecture.max_context)
     spec = ModelSpec(
         family=source.family,
         runtime=runtime,
         graphs=dict(graphs),
-        image=image_spec(source, recipe),
-        prompt=prompt_spec(source, tokenizer),
+        image=family.image_spec(source, recipe),
+        prompt=family.prompt_spec(source, tokenizer),
         image_token_id=architecture.image_token_id,
         eos_token_ids=eos_token_ids(source, on_device),
         max_new_tokens=min(recipe.generation.max_new_tokens, max_context - 1),
@@ -72,52 +82,15 @@ def open_tokenizers(source: SourceModel) -> tuple[Any, Tokenizer]:
         raise CheckpointError(f"{source.path}: its tokenizer cannot be loaded ({error}).") from error
 
 
-def _numbers(source: SourceModel) -> Architecture:
+def numbers_of(source: SourceModel) -> Architecture:
     assert isinstance(source.architecture, Architecture)
     return source.architecture
 
 
-def image_spec(source: SourceModel, recipe: Recipe) -> ImageSpec:
-    """The image processor's numbers, defaults filled in by transformers itself."""
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-
-    check_image_processor_type(source, IMAGE_PROCESSORS)
-    try:
-        # Idefics3's and SmolVLM's are the same class under two names.
-        processor = Idefics3ImageProcessorPil.from_pretrained(source.path, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{source.path}: its image processor cannot be loaded ({error}).") from error
-    steps = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
-    skipped = [step for step in steps if not getattr(processor, step)]
-    tile_size = dict(processor.max_image_size).get("longest_edge")
-    longest_edge = dict(processor.size).get("longest_edge")
-    if skipped or not tile_size or not longest_edge:
-        raise CheckpointError(
-            f"{source.path}: its image processor goes without {', '.join(skipped) or 'longest_edge'}; "
-            "the device always resizes by the longest edge, rescales and normalises."
-        )
-    if tile_size != _numbers(source).image_size:
-        raise CheckpointError(
-            f"{source.path}: the image processor cuts tiles of {tile_size} pixels, the vision "
-            f"encoder is made for {_numbers(source).image_size}. They are of different models."
-        )
-    mean, std = (three(value) for value in (processor.image_mean, processor.image_std))
-    return ImageSpec(
-        tile_size=int(tile_size),
-        longest_edge=int(longest_edge),
-        split=bool(processor.do_image_splitting),
-        max_tiles=recipe.image.max_tiles,
-        resample=int(processor.resample),
-        rescale_factor=float(processor.rescale_factor),
-        mean=mean,
-        std=std,
-    )
-
-
 def check_image_processor_type(source: SourceModel, accepted: Sequence[str]) -> None:
     """transformers 5 keeps the image processor inside processor_config.json, 4 in a file of its own."""
-    data = _optional_json(source.path / "preprocessor_config.json")
-    nested = _optional_json(source.path / "processor_config.json").get("image_processor")
+    data = optional_json(source.path / "preprocessor_config.json")
+    nested = optional_json(source.path / "processor_config.json").get("image_processor")
     if not data and isinstance(nested, dict):
         data = nested
     kind = str(data.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
@@ -133,19 +106,13 @@ def three(value: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def prompt_spec(source: SourceModel, tokenizer: Any) -> PromptSpec:
-    """Render the chat template with sentinels and leave open where question and picture go."""
-    image_token = tokenizer.convert_ids_to_tokens(_numbers(source).image_token_id)
-    if not isinstance(image_token, str):
-        raise CheckpointError(
-            f"{source.path}: its tokenizer lacks the image token {_numbers(source).image_token_id}."
-        )
-    stated = _optional_json(source.path / "processor_config.json").get("image_seq_len")
-    if stated not in (None, _numbers(source).tokens_per_tile):
-        raise CheckpointError(
-            f"{source.path}: processor_config.json has image_seq_len {stated}, the vision encoder gives "
-            f"{_numbers(source).tokens_per_tile} tokens per tile. They are of different models."
-        )
+def chat_prompt(source: SourceModel, tokenizer: Any) -> PromptSpec:
+    """Render the chat template with sentinels and leave open where question and picture go.
+
+    What surrounds the tokens of a picture is left empty. A tokenizer that begins every text by itself has its
+    first token written out, for the device adds none.
+    """
+    image_token = image_token_of(source, tokenizer)
     template = _chat_template(source.path) or tokenizer.chat_template
     if not isinstance(template, str):
         raise CheckpointError(
@@ -158,14 +125,37 @@ def prompt_spec(source: SourceModel, tokenizer: Any) -> PromptSpec:
         raise CheckpointError(
             f"{source.path}: its chat template places {placed} image tokens for one picture."
         )
+    texts = with_image.replace(image_token, prompt.IMAGE_SLOT), _render(source, tokenizer, template, [])
+    with_image, text_only = (_begun(text, tokenizer) for text in texts)
     return PromptSpec(
-        with_image=with_image.replace(image_token, prompt.IMAGE_SLOT),
-        text_only=_render(source, tokenizer, template, []),
+        with_image=with_image,
+        text_only=text_only,
         image_token=image_token,
-        fake_token=getattr(tokenizer, "fake_image_token", "<fake_token_around_image>"),
-        global_token=getattr(tokenizer, "global_image_token", "<global-img>"),
-        tokens_per_tile=_numbers(source).tokens_per_tile,
+        fake_token="",
+        global_token="",
+        tokens_per_tile=numbers_of(source).tokens_per_tile,
     )
+
+
+def image_token_of(source: SourceModel, tokenizer: Any) -> str:
+    image_token = tokenizer.convert_ids_to_tokens(numbers_of(source).image_token_id)
+    if not isinstance(image_token, str):
+        raise CheckpointError(
+            f"{source.path}: its tokenizer lacks the image token {numbers_of(source).image_token_id}."
+        )
+    return image_token
+
+
+def _begun(text: str, tokenizer: Any) -> str:
+    """The text with the token that the tokenizer itself would put in front of it."""
+    bos = tokenizer.bos_token
+    if bos is None or text.startswith(bos) or not _adds_bos(tokenizer):
+        return text
+    return str(bos + text)
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    return bool(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
 
 
 def _chat_template(path: Path) -> str | None:
@@ -174,7 +164,7 @@ def _chat_template(path: Path) -> str | None:
     if jinja.is_file() and jinja.stat().st_size <= MAX_TEMPLATE_BYTES:
         return jinja.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):
-        template = _optional_json(path / name).get("chat_template")
+        template = optional_json(path / name).get("chat_template")
         if isinstance(template, str):
             return template
     return None
@@ -205,13 +195,15 @@ def eos_token_ids(source: SourceModel, tokenizer: Tokenizer) -> tuple[int, ...]:
     config = read_json(source.path / CONFIG)
     text = config.get("text_config")
     places = (
-        _optional_json(source.path / "generation_config.json"),
+        optional_json(source.path / "generation_config.json"),
         config,
         text if isinstance(text, dict) else {},
     )
     stated: Any = next((one["eos_token_id"] for one in places if one.get("eos_token_id") is not None), [])
     ids = [*(stated if isinstance(stated, list) else [stated]), tokenizer.token_to_id(END_OF_UTTERANCE)]
-    known = [one for one in dict.fromkeys(ids) if type(one) is int and 0 <= one < _numbers(source).vocab_size]
+    known = [
+        one for one in dict.fromkeys(ids) if type(one) is int and 0 <= one < numbers_of(source).vocab_size
+    ]
     if not known:
         raise CheckpointError(
             f"{source.path}: no eos_token_id in generation_config.json or config.json, and no "
@@ -222,11 +214,14 @@ def eos_token_ids(source: SourceModel, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _check_tokens(source: SourceModel, spec: ModelSpec, tokenizer: Any, on_device: Tokenizer) -> None:
     """The device's tokens are transformers' tokens, on prompts with and without a picture."""
-    for grid in (None, (0, 0), (2, 3)):
+    grids = (None, (0, 0), (2, 3)) if isinstance(spec.image, ImageSpec) else (None, (0, 0))
+    for grid in grids:
         text = prompt.build("Is it 12 or 3.5 cm,\n or “naïve”?", grid, spec.prompt)
         ours = prompt.encode(on_device, text)[0].tolist()
-        # As processors do: what begins with BOS gets no special tokens.
+        # As processors do: what begins with BOS gets no special tokens, and other text gets its own.
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        if begins and _adds_bos(tokenizer):
+            text, begins = text[len(tokenizer.bos_token) :], False
         theirs = tokenizer(text, add_special_tokens=not begins).input_ids
         if ours != list(theirs):
             raise CheckpointError(
@@ -245,5 +240,5 @@ def _check_tokens(source: SourceModel, spec: ModelSpec, tokenizer: Any, on_devic
             )
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
+def optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}

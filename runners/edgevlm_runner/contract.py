@@ -166,7 +166,7 @@ class Certainty:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """How pixels become tiles (the Idefics3 / SmolVLM preprocessor's numbers)."""
+    """How a picture becomes tiles (the numbers of Idefics3's and SmolVLM's preprocessor)."""
 
     tile_size: int
     """Side of one square tile in pixels."""
@@ -184,6 +184,32 @@ class ImageSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class FrameSpec:
+    """How a picture becomes one square (the numbers of CLIP's or SigLIP's preprocessor; LLaVA-1.5 and
+    PaliGemma use them too)."""
+
+    side: int
+    """Of the square, in pixels."""
+    shortest_edge: Optional[int]
+    """The picture is resized until its shorter edge has this length, then its middle is cut out; None: it
+    is squashed into the square."""
+    resample: int
+    """Pillow's filter number."""
+    rescale_factor: float
+    mean: Tuple[float, float, float]
+    std: Tuple[float, float, float]
+
+    @property
+    def tile_size(self) -> int:
+        """As in ImageSpec: the square is the only tile."""
+        return self.side
+
+
+Pixels = Union[ImageSpec, FrameSpec]
+"""How one picture is prepared; a family has one of them."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PromptSpec:
     """The chat template rendered once on the host, with two slots left open.
 
@@ -195,7 +221,9 @@ class PromptSpec:
     text_only: str
     image_token: str
     fake_token: str
+    """Around the tokens of each tile; "" for families that have none."""
     global_token: str
+    """In front of the tokens of the whole picture; "" likewise."""
     tokens_per_tile: int
 
 
@@ -230,7 +258,7 @@ class ModelSpec:
     """Which runtime executes the graphs: "onnxruntime", "litert" or "tensorrt"."""
     graphs: Mapping[str, str]
     """component → path inside the bundle: vision_encoder, embedding, decoder; LiteRT has one "model"."""
-    image: ImageSpec
+    image: Pixels
     prompt: PromptSpec
     image_token_id: int
     eos_token_ids: Tuple[int, ...]
@@ -249,22 +277,6 @@ class ModelSpec:
     hidden: bool = False
     """Whether the decoder also gives the hidden state behind its logits, for a Selector."""
     kind: str = GENERATIVE
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameSpec:
-    """How a picture becomes one square (the numbers of CLIP's or SigLIP's preprocessor)."""
-
-    side: int
-    """Of the square, in pixels."""
-    shortest_edge: Optional[int]
-    """The picture is resized until its shorter edge has this length, then its middle is cut out; None: it
-    is squashed into the square."""
-    resample: int
-    """Pillow's filter number."""
-    rescale_factor: float
-    mean: Tuple[float, float, float]
-    std: Tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import List, Sequence, Tuple, Union
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from edgevlm_runner.contract import FrameSpec, ImageSpec
+from edgevlm_runner.contract import FrameSpec, ImageSpec, Pixels
 from edgevlm_runner.errors import ImageError
 
 MAX_PIXELS = 64_000_000
@@ -102,8 +102,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, rgb.convert("RGBA")).convert("RGB")
 
 
-def tiles(image: Image.Image, spec: ImageSpec) -> Tiles:
-    """Resize, cut and normalise one RGB picture.
+def tiles(image: Image.Image, spec: Pixels) -> Tiles:
+    """Resize, cut and normalise one RGB picture. Of a `FrameSpec` there is one tile; see `frame`.
 
     With `spec.split`, the picture is brought to `longest_edge`, stretched to whole tiles, cut, and
     followed by a global view; one that fits a single tile is not split. Without, it becomes one tile.
@@ -114,6 +114,8 @@ def tiles(image: Image.Image, spec: ImageSpec) -> Tiles:
 
     Raises ImageError when the picture is not RGB; `load_image` returns RGB.
     """
+    if isinstance(spec, FrameSpec):
+        return Tiles(frame(image, spec), 0, 0)
     _require_rgb(image)
     if spec.split:
         frames, rows, cols = _cut(image, spec)
@@ -145,9 +147,9 @@ def _require_rgb(image: Image.Image) -> None:
         raise ImageError(f"expected a picture in RGB, got mode {image.mode!r}; convert it first.")
 
 
-def most_tiles(spec: ImageSpec) -> int:
+def most_tiles(spec: Pixels) -> int:
     """The largest number of tiles that any picture becomes, global view included."""
-    if not spec.split:
+    if isinstance(spec, FrameSpec) or not spec.split:
         return 1
     edge = min(spec.longest_edge, MAX_EDGE)
     most = _count(((edge + spec.tile_size - 1) // spec.tile_size * spec.tile_size,) * 2, spec.tile_size)
@@ -228,7 +230,7 @@ def _whole_tiles(size: Size, side: int) -> Size:
     return width, height
 
 
-def _normalize(frames: Sequence[Image.Image], side: int, spec: Union[ImageSpec, FrameSpec]) -> np.ndarray:
+def _normalize(frames: Sequence[Image.Image], side: int, spec: Pixels) -> np.ndarray:
     """float32 [tiles, 3, S, S]: (value · rescale_factor − mean) / std.
 
     A byte has 256 values, so each is computed once, in the processor's precision (float64 product,

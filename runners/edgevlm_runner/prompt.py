@@ -1,4 +1,4 @@
-"""Questions into tokens, as transformers' Idefics3 and SmolVLM processors make them.
+"""Questions into tokens, as transformers' processors make them.
 
 The chat template was rendered once on the host (`PromptSpec`); what is left for the device is to fill in
 the image tokens and the question.
@@ -29,7 +29,7 @@ def build(question: str, grid: Optional[Tuple[int, int]], spec: PromptSpec) -> s
     Raises PromptError when the question holds a token that stands for image content.
     """
     for token in (spec.image_token, spec.fake_token, spec.global_token):
-        if token in question:
+        if token and token in question:
             raise PromptError(_injected(token))
     position = _POSITION.search(question)
     if position:

@@ -57,7 +57,7 @@ def from_json(cls: Type[T], data: Any, where: str) -> T:
     values: Dict[str, Any] = {}
     for name, value in data.items():
         if name in nested and value is not None:
-            value = from_json(nested[name], value, where)
+            value = from_json(_fitting(nested[name], value), value, where)
         elif isinstance(value, list):
             value = tuple(value)
         _check_type(str(fields[name].type), value, f"{where}: {cls.__name__}.{name}")
@@ -68,14 +68,20 @@ def from_json(cls: Type[T], data: Any, where: str) -> T:
 
 
 @functools.lru_cache(maxsize=64)
-def _nested(cls: Any) -> Mapping[str, Any]:
-    """Field → the dataclass that it holds, also where it may be None."""
+def _nested(cls: Any) -> Mapping[str, Tuple[Any, ...]]:
+    """Field → the dataclass that it holds, also where it may be None; several where it is one of them."""
     found = {}
     for name, hint in get_type_hints(cls).items():
-        for one in (hint, *get_args(hint)):
-            if dataclasses.is_dataclass(one):
-                found[name] = one
+        classes = tuple(one for one in (hint, *get_args(hint)) if dataclasses.is_dataclass(one))
+        if classes:
+            found[name] = classes
     return found
+
+
+def _fitting(classes: Tuple[Any, ...], data: Any) -> Any:
+    """The class that has the keys of `data`; the first where none has, for its error is as good as any."""
+    keys = set(data) if isinstance(data, dict) else set()
+    return max(classes, key=lambda cls: keys == {field.name for field in dataclasses.fields(cls)})
 
 
 _TYPES: Dict[str, Tuple[type, ...]] = {

@@ -183,8 +183,8 @@ def test_tokenizers_that_do_not_fit(folder: Path) -> None:
         spec_of(folder)
 
 
-def test_a_tokenizer_that_adds_tokens_is_noticed(folder: Path) -> None:
-    """The template begins without BOS, so the processor would put one there and the device would not."""
+def test_tokens_that_the_tokenizer_adds_are_written_out_or_refused(folder: Path) -> None:
+    """The template begins without BOS, so the processor puts one there; an end token has no place."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["post_processor"] = {
         "type": "TemplateProcessing",
@@ -199,6 +199,9 @@ def test_a_tokenizer_that_adds_tokens_is_noticed(folder: Path) -> None:
     assert spec_of(folder).prompt.with_image.startswith("<|im_start|>")
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template.removeprefix("<|im_start|>"))
+    assert spec_of(folder).prompt.text_only.startswith("<|im_start|>")
+    tokenizer["post_processor"]["single"].reverse()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match="disagree on a prompt"):
         spec_of(folder)
 

@@ -1,0 +1,67 @@
+"""Vision encoder and projector of a VLM as one torch module, whatever the family.
+
+    pixel_values float32 [tiles, 3, S, S] → image_features float32 [tiles, tokens per tile, D]
+
+As in `components`, the whole model is the only child.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgevlm_deploy.errors import ExportError
+
+
+def vision_encoder(source: Any) -> torch.nn.Module:
+    """The module for the family of `source`. Raises ExportError for one that has none."""
+    family = source.config.model_type
+    if family not in ENCODERS:
+        raise ExportError(f"No vision encoder of the family {family!r} can be exported.")
+    return ENCODERS[family](source)
+
+
+class _ShuffledTiles(torch.nn.Module):  # type: ignore[misc]
+    """Idefics3 and SmolVLM: SigLIP, then a connector that folds neighbouring patches into one token.
+
+    Tiles are always full, so the patch mask is all true and the position ids are constants.
+    """
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+        self.register_buffer("position_ids", _position_ids(source.model.vision_model), persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        vision = self.source.model.vision_model
+        patches = vision.embeddings.patch_embedding(pixel_values)  # [tiles, D, S / patch, S / patch]
+        hidden = patches.flatten(2).transpose(1, 2)  # [tiles, patches, D]
+        hidden = hidden + vision.embeddings.position_embedding(self.position_ids)
+        hidden = vision.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
+        return self.source.model.connector(vision.post_layernorm(hidden))
+
+
+def _position_ids(vision_model: Any) -> torch.Tensor:
+    """int64 [1, patches]: what the source computes for a full tile, seen at its position embedding.
+
+    It divides and compares floats to get them, so they are observed instead of derived.
+    """
+    embeddings = vision_model.embeddings
+    seen: list[torch.Tensor] = []
+    hook = embeddings.position_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    side = embeddings.num_patches_per_side
+    tile = (1, 3, embeddings.image_size, embeddings.image_size)
+    try:
+        with torch.no_grad():
+            embeddings(
+                pixel_values=torch.zeros(tile, dtype=embeddings.patch_embedding.weight.dtype),
+                patch_attention_mask=torch.ones(1, side, side, dtype=torch.bool),
+            )
+    finally:
+        hook.remove()
+    return seen[0].reshape(1, -1)
+
+
+ENCODERS: dict[str, type[torch.nn.Module]] = {"idefics3": _ShuffledTiles, "smolvlm": _ShuffledTiles}
+"""`model_type` in config.json → its vision encoder."""
