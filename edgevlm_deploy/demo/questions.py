@@ -134,7 +134,8 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Found:
     if pair is None:
         return None
     a, b = pair
-    if a.row != b.row and _yes(rng):
+    # Only crowded scenes have two objects in one column.
+    if a.row != b.row and (a.column == b.column or _yes(rng)):
         return f"Is the {a.name} above or below the {b.name}?", "above" if a.row < b.row else "below"
     return f"Is the {a.name} left or right of the {b.name}?", "left" if a.column < b.column else "right"
 
@@ -187,12 +188,14 @@ def _negation(scene: Scene, rng: np.random.Generator) -> Found:
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> Found:
-    """The whole picture from left to right, or one object in full."""
+    """The whole picture from left to right, where that is an order, or one object in full."""
     if rng.random() < 0.5 and (things := _unique(scene, "name")):
         thing = _pick(things, rng)
         height = "top" if thing.row < COLUMNS // 2 else "bottom"
         side = "left" if thing.column < COLUMNS // 2 else "right"
         return f"Describe the {thing.name}.", f"{thing.size}, {thing.texture}, {height} {side}"
+    if len({thing.column for thing in scene.things}) < len(scene.things):
+        return None
     names = [f"a {thing.name}" for thing in scene.things]
     listed = [", ".join(names[:-1]), names[-1]] if len(names) > 1 else names
     return "Describe the picture.", " and ".join(listed)

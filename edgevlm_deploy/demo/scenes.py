@@ -1,8 +1,8 @@
 """Procedural pictures with known content, so that every question about them has a true answer.
 
-A scene has four columns and two or three objects, each in a column of its own. An object has a
-shape, a colour, a size and a texture. Backgrounds are textured, the light varies, and a slight blur
-and sensor noise are added, so that no attribute can be read off a single pixel.
+A scene has four columns and two or three objects, each in a column of its own; a crowded one has more.
+An object has a shape, a colour, a size and a texture. Backgrounds are textured, the light varies, and a
+slight blur and sensor noise are added, so that no attribute can be read off a single pixel.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ CELL = 24
 COLUMNS = SIDE // CELL
 MOST_OBJECTS = 3
 """As many as the demo model can tell apart in the time that its training may take."""
+CROWD = (4, 6)
+"""Objects of a crowded scene, at least and at most: more than training ever showed."""
+OFFSET, CROWDED_OFFSET = 2.0, 5.0
+"""How far an object may be from its cell's middle along each axis, in pixels. In crowded scenes neighbours
+may overlap; their middles stay 14 pixels apart, so each shows, and each middle stays in its cell."""
 SUPERSAMPLING = 3
 
 SHAPES = ("cube", "ball", "cone", "star", "ring")
@@ -33,6 +38,8 @@ SMOOTH = "smooth"
 """The ground of every scene that training saw; `backgrounds.GROUNDS` are the others."""
 _GROUND = 3
 """Stream of `generator` that paints another ground."""
+_CROWDED = 4
+"""Stream of `generator` that draws a crowded scene."""
 
 UNSEEN_SHAPES = {
     "cross": (
@@ -111,14 +118,37 @@ def scene(split: Split, index: int, most: int = MOST_OBJECTS, ground: str = SMOO
     """
     rng = generator(split, index)
     things = _arrange(rng, most)
-    other = None if ground == SMOOTH else backgrounds.paint(ground, SIDE, generator(split, index, _GROUND))
-    return Scene(things, _render(things, rng, other))
+    return Scene(things, _render(things, rng, _other_ground(split, index, ground)))
+
+
+def crowded(split: Split, index: int, ground: str = SMOOTH) -> Scene:
+    """Crowded scene `index` of `split`: more objects, off their cells' middles, several in a column.
+
+    Outside of what the demo model learnt, so that it makes mistakes on clean pictures too.
+    """
+    rng = generator(split, index, _CROWDED)
+    cells = rng.permutation(COLUMNS**2)[: int(rng.integers(CROWD[0], CROWD[1] + 1))]
+    columns, rows = np.divmod(np.sort(cells), COLUMNS)
+    things = _things(rng, columns, rows)
+    return Scene(things, _render(things, rng, _other_ground(split, index, ground), CROWDED_OFFSET))
+
+
+def _other_ground(split: Split, index: int, ground: str) -> NDArray[np.uint8] | None:
+    return None if ground == SMOOTH else backgrounds.paint(ground, SIDE, generator(split, index, _GROUND))
 
 
 def _arrange(rng: np.random.Generator, most: int) -> tuple[Thing, ...]:
-    """Objects in distinct columns; often some share a shape or colour, so that counts vary."""
+    """Objects in distinct columns and any rows."""
     count = int(rng.integers(min(2, most), most + 1))
-    columns = np.sort(rng.permutation(COLUMNS)[:count])
+    return _things(rng, np.sort(rng.permutation(COLUMNS)[:count]))
+
+
+def _things(
+    rng: np.random.Generator, columns: NDArray[np.int64], rows: NDArray[np.int64] | None = None
+) -> tuple[Thing, ...]:
+    """An object per column, in any row where none are given; often some share a shape or colour, so that
+    counts vary."""
+    count = len(columns)
     shapes = [str(rng.choice(SHAPES)) for _ in range(count)]
     colours = [str(rng.choice(COLOURS)) for _ in range(count)]
     if count > 1 and rng.random() < 0.6:
@@ -133,21 +163,24 @@ def _arrange(rng: np.random.Generator, most: int) -> tuple[Thing, ...]:
             size=str(rng.choice(SIZES)),
             texture=str(rng.choice(TEXTURES)),
             column=int(columns[i]),
-            row=int(rng.integers(COLUMNS)),
+            row=int(rng.integers(COLUMNS) if rows is None else rows[i]),
         )
         for i in range(count)
     )
 
 
 def _render(
-    things: tuple[Thing, ...], rng: np.random.Generator, ground: NDArray[np.uint8] | None = None
+    things: tuple[Thing, ...],
+    rng: np.random.Generator,
+    ground: NDArray[np.uint8] | None = None,
+    offset: float = OFFSET,
 ) -> NDArray[np.uint8]:
     """`ground` takes the place of the smooth background, which is drawn all the same: so all else stays."""
     smooth = _background(rng)
     background = Image.fromarray(smooth if ground is None else ground)
     canvas = background.resize((SIDE * SUPERSAMPLING,) * 2, Image.Resampling.BILINEAR)
     for thing in things:
-        centre = [(cell + 0.5) * CELL + rng.uniform(-2.0, 2.0) for cell in (thing.column, thing.row)]
+        centre = [(cell + 0.5) * CELL + rng.uniform(-offset, offset) for cell in (thing.column, thing.row)]
         radius = RADIUS[thing.size] * rng.uniform(0.93, 1.05)
         x, y, r = (value * SUPERSAMPLING for value in (*centre, radius))
         draw(canvas, thing, x, y, r, rng)

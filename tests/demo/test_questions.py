@@ -8,7 +8,18 @@ from collections import Counter, defaultdict
 import pytest
 
 from edgevlm_deploy.demo.questions import KINDS, Question, ask_any
-from edgevlm_deploy.demo.scenes import COLOURS, COLUMNS, SHAPES, SIZES, Scene, Split, Thing, generator, scene
+from edgevlm_deploy.demo.scenes import (
+    COLOURS,
+    COLUMNS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Split,
+    Thing,
+    crowded,
+    generator,
+    scene,
+)
 
 EVALUATED, LEARNT, PER_PICTURE = 400, 1200, 8
 
@@ -71,6 +82,7 @@ def truth(things: tuple[Thing, ...], text: str) -> str:
         return "above" if a.row < b.row else "below"
     if match := re.fullmatch(r"Is the (.+) left or right of the (.+)\?", text):
         a, b = only(things, match[1]), only(things, match[2])
+        assert a.column != b.column
         return "left" if a.column < b.column else "right"
     if match := re.fullmatch(r"Is the (.+) in the (?:top or bottom|left or right) half\?", text):
         thing = only(things, match[1])
@@ -87,6 +99,7 @@ def truth(things: tuple[Thing, ...], text: str) -> str:
         place = f"{half(thing.row, 'top', 'bottom')} {half(thing.column, 'left', 'right')}"
         return f"{thing.size}, {thing.texture}, {place}"
     assert text == "Describe the picture.", text
+    assert len({thing.column for thing in things}) == len(things), "from left to right is no order"
     names = [f"a {thing.colour} {thing.shape}" for thing in things]
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -94,6 +107,13 @@ def truth(things: tuple[Thing, ...], text: str) -> str:
 def test_every_answer_is_true(evaluation: list[tuple[Scene, Question]]) -> None:
     for one, question in evaluation:
         assert question.answer == truth(one.things, question.text), (one.things, question)
+
+
+def test_every_answer_about_a_crowd_is_true() -> None:
+    for index in range(100):
+        one = crowded(Split.TUNING, index)
+        for question in ask_any(one, PER_PICTURE, generator(Split.TUNING, index, 1)):
+            assert question.answer == truth(one.things, question.text), (one.things, question)
 
 
 def test_questions_of_one_picture_differ(evaluation: list[tuple[Scene, Question]]) -> None:

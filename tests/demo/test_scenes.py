@@ -9,17 +9,19 @@ import pytest
 from edgevlm_deploy import datasets
 from edgevlm_deploy.artifacts import tree_digest
 from edgevlm_deploy.demo.backgrounds import GROUNDS
-from edgevlm_deploy.demo.dataset import samples
+from edgevlm_deploy.demo.dataset import CROWDED, samples
 from edgevlm_deploy.demo.scenes import (
     CELL,
     COLOURS,
     COLUMNS,
+    CROWD,
     MOST_OBJECTS,
     SHAPES,
     SIDE,
     SIZES,
     TEXTURES,
     Split,
+    crowded,
     scene,
 )
 
@@ -38,6 +40,18 @@ def test_pixels_and_layout() -> None:
         assert 2 <= len(one.things) <= MOST_OBJECTS
         columns = [thing.column for thing in one.things]
         assert columns == sorted(set(columns))
+
+
+def test_a_crowd_has_a_cell_for_each() -> None:
+    """And comes from left to right, like every scene."""
+    counts: Counter[int] = Counter()
+    for index in range(60):
+        one = crowded(Split.TUNING, index)
+        cells = [(thing.column, thing.row) for thing in one.things]
+        assert cells == sorted(set(cells)) and max(map(max, cells)) < COLUMNS
+        assert not np.array_equal(one.pixels, scene(Split.TUNING, index).pixels)
+        counts[len(cells)] += 1
+    assert set(counts) == set(range(CROWD[0], CROWD[1] + 1))
 
 
 def test_no_picture_is_in_two_splits() -> None:
@@ -119,3 +133,15 @@ def test_repainted_scenes_are_counterfactual_rows(tmp_path: Path) -> None:
         assert one.image_id != original.image_id
         assert original.background == "smooth" and one.background in GROUNDS
     assert {one.background for one in swapped} == set(GROUNDS)
+
+
+def test_every_second_scene_is_crowded(tmp_path: Path) -> None:
+    found, plain = (
+        samples(Split.EVALUATION, 4, 2, tmp_path / str(crowds), 2, crowds) for crowds in (True, False)
+    )
+    originals, swapped = datasets.separate(found)
+    for number, one in enumerate(originals):
+        assert one.group.endswith(CROWDED) == (number // 2 % 2 == 1)
+    assert {one.counterfactual_of for one in swapped} == {one.id for one in originals[:4]}
+    shared = {one.image_id for one in found} & {one.image_id for one in plain}
+    assert shared == {one.image_id for one in found if not one.group.endswith(CROWDED)}
