@@ -21,6 +21,8 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    words: int = 2
+    """Leading columns that hold words; the others hold numbers and stand at the right."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ def document(title: str, said: Sequence[str], found: Sequence[Table]) -> str:
     """A page of Markdown: paragraphs, then tables."""
     parts = [f"# {title}", *said]
     for table in found:
-        lines = [table.columns, ["---"] * 2 + ["---:"] * (len(table.columns) - 2), *table.rows]
+        numbers = len(table.columns) - table.words
+        lines = [table.columns, ["---"] * table.words + ["---:"] * numbers, *table.rows]
         parts += [f"## {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
     return "\n\n".join(parts) + "\n"
 

@@ -67,12 +67,13 @@ def _existence_of(scene: Scene, rng: np.random.Generator) -> tuple[str, bool]:
     An absent name shares its colour or its shape with something that is there.
     """
     things, there, what = list(scene.things), _yes(rng), rng.random()
-    if what < 0.2:
-        shapes = {thing.shape for thing in things}
-        return str(rng.choice([s for s in SHAPES if (s in shapes) == there])), there
-    if what < 0.4:
-        colours = {thing.colour for thing in things}
-        return f"{rng.choice([c for c in COLOURS if (c in colours) == there])} object", there
+    # A crowd may hold every shape or every colour, so that none is absent.
+    shapes = {thing.shape for thing in things}
+    if what < 0.2 and (options := [s for s in SHAPES if (s in shapes) == there]):
+        return str(rng.choice(options)), there
+    colours = {thing.colour for thing in things}
+    if what < 0.4 and (options := [c for c in COLOURS if (c in colours) == there]):
+        return f"{rng.choice(options)} object", there
     if there:
         return _pick(things, rng).name, True
     near = [f"{t.colour} {shape}" for t in things for shape in SHAPES]
