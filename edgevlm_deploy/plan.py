@@ -9,7 +9,7 @@ from typing import Any
 from edgevlm_deploy import reduction
 from edgevlm_deploy.artifacts import digest
 from edgevlm_deploy.errors import PlanError
-from edgevlm_deploy.quantize.request import Request
+from edgevlm_deploy.quantize.request import DATA_FREE, ModuleRequest, Request
 from edgevlm_deploy.quantize.request import resolve as resolve_precision
 from edgevlm_deploy.recipe import (
     Algorithm,
@@ -129,20 +129,27 @@ def _idle_observer(recipe: Recipe, request: Request) -> list[str]:
     ]
 
 
+_UNSEEN = {
+    Composition.TEXT_ONLY: {Component.VISION_ENCODER: "pictures", Component.PROJECTOR: "pictures"},
+    Composition.IMAGE_ONLY: {Component.TEXT_ENCODER: "texts"},
+}
+
+
+def _is_calibrated(wanted: ModuleRequest) -> bool:
+    inputs = wanted.format.static_activation or wanted.format.graph_activation_bits is not None
+    return inputs or wanted.algorithm not in DATA_FREE
+
+
 def _unseen_parts(composition: Composition, request: Request) -> list[str]:
     """What would be calibrated on a part of the samples that is not shown."""
-    problems = []
-    pictures = (Component.VISION_ENCODER, Component.PROJECTOR)
-    calibrated = [
-        one.component.value
-        for one in request.values()
-        if one.component in pictures and (one.format.static_activation or one.format.graph_activation_bits)
+    unseen = _UNSEEN.get(composition, {})
+    calibrated = dict.fromkeys(one.component for one in request.values() if _is_calibrated(one))
+    problems = [
+        f"calibration.composition {composition.value} shows no {unseen[component]}, and {component.value} is "
+        "calibrated on them. Use mixed, or rtn or hqq with a weight-only scheme."
+        for component in calibrated
+        if component in unseen
     ]
-    if composition is Composition.TEXT_ONLY and calibrated:
-        problems.append(
-            "calibration.composition text_only shows no pictures, and the int8 inputs of "
-            f"{calibrated[0]} are calibrated on them. Use mixed, or weight-only schemes there."
-        )
     if composition is not Composition.MIXED and Algorithm.MBQ in {one.algorithm for one in request.values()}:
         problems.append("mbq weighs pictures against answers; it needs calibration.composition mixed.")
     return problems

@@ -105,7 +105,14 @@ def test_parts_that_calibration_would_not_see_are_refused() -> None:
 
     host = resources.target("host-cpu")
     plan.resolve(with_composition(Composition.IMAGE_ONLY, Algorithm.GPTQ), host, MODULES)
-    with pytest.raises(PlanError, match="text_only shows no pictures, and the int8 inputs of vision_encoder"):
+    with pytest.raises(
+        PlanError, match="text_only shows no pictures, and vision_encoder is calibrated on them"
+    ):
         plan.resolve(with_composition(Composition.TEXT_ONLY, Algorithm.GPTQ), host, MODULES)
+    encoders = {Component.TEXT_ENCODER: Precision(scheme=Scheme.W4A16_G64, algorithm=Algorithm.AWQ)}
+    pictures = with_composition(Composition.IMAGE_ONLY, Algorithm.GPTQ)
+    dual = pictures.model_copy(update={"components": encoders})
+    with pytest.raises(PlanError, match="image_only shows no texts, and text_encoder is calibrated on them"):
+        plan.resolve(dual, host, {"text_encoder": ["text_model.encoder.layers.0.mlp.fc1"]})
     with pytest.raises(PlanError, match="mbq weighs pictures against answers"):
         plan.resolve(with_composition(Composition.IMAGE_ONLY, Algorithm.MBQ), host, MODULES)

@@ -38,27 +38,31 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=EOS)
 
 
-def _numbers(layers: int, **more: Any) -> dict[str, Any]:
+def _numbers(layers: int, width: int, **more: Any) -> dict[str, Any]:
     return {
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         **more,
     }
 
 
-def save(family: str, folder: Path, dtype: str = "float16") -> Path:
-    """A model of the family "clip" or "siglip" with its tokenizer and image processor."""
+def save(family: str, folder: Path, dtype: str = "float16", width: int = 32) -> Path:
+    """A model of the family "clip" or "siglip" with its tokenizer and image processor.
+
+    width: of its text encoder.
+    """
     import torch
     import transformers
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     tokenizer = _tokenizer()
-    vision = _numbers(2, image_size=SIDE, patch_size=PATCH)
+    vision = _numbers(2, width, image_size=SIDE, patch_size=PATCH)
     text = _numbers(
         2,
+        width,
         vocab_size=len(tokenizer),
         max_position_embeddings=TEXT,
         bos_token_id=tokenizer.bos_token_id,
@@ -70,14 +74,14 @@ def save(family: str, folder: Path, dtype: str = "float16") -> Path:
         warnings.simplefilter("ignore")
         if family == "clip":
             # Other widths on both sides, as in real checkpoints.
-            vision |= {"hidden_size": 48, "intermediate_size": 96}
+            vision |= {"hidden_size": width * 3 // 2, "intermediate_size": width * 3}
             config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24)
             model = transformers.CLIPModel(config)
             images: Any = CLIPImageProcessorPil(
                 size={"shortest_edge": SIDE + 4}, crop_size={"height": SIDE, "width": SIDE}
             )
         else:
-            text["projection_size"] = 32
+            text["projection_size"] = width
             config = transformers.SiglipConfig(vision_config=vision, text_config=text)
             model = transformers.SiglipModel(config)
             with torch.no_grad():

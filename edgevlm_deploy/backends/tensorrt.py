@@ -52,7 +52,7 @@ def compile(
 
     def load() -> Any:
         source = half_precision(load_source())
-        return _half_scaling(source) if chosen.half else source
+        return _half_constants(source) if chosen.half else source
 
     files = _write(load(), made, spec, out_dir, chosen)
     estimates = _lint(spec, out_dir, plan.target)
@@ -74,13 +74,25 @@ def compile(
     )
 
 
-def _half_scaling(source: Any) -> Any:
-    """Round what attention scores are multiplied by to fp16, in place: fp16 graphs hold it as a constant."""
+def _half_constants(source: Any) -> Any:
+    """Round what attention scores and the inputs of CLIP's GELU are multiplied by to fp16, in place: fp16
+    graphs hold them as constants."""
+    import torch
+    from transformers.activations import QuickGELUActivation
+
+    def quick_gelu(x: Any) -> Any:
+        return x * torch.sigmoid(_HALF_QUICK_GELU * x)
+
     for module in source.modules():
         for name in ("scale", "scaling"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, float(np.float16(getattr(module, name))))
+        if isinstance(module, QuickGELUActivation):
+            module.forward = quick_gelu
     return source
+
+
+_HALF_QUICK_GELU = float(np.float16(1.702))
 
 
 def dialect(target: Target, with_int4: bool) -> Any:

@@ -41,7 +41,8 @@ class Batches(Sequence[Batch]):
     through the decoder too, and their activations have to be in range.
 
     For a dual encoder a row is a picture [1, 3, S, S] and a sentence about its class [1, T]. T is always the
-    text encoder's length: quantisers watch stacks of layers in a graph of one shape.
+    text encoder's length; the mask leaves out what a causal text encoder never looks at, the padding behind
+    the end.
     """
 
     calibration: CalibrationSet
@@ -74,11 +75,13 @@ class Batches(Sequence[Batch]):
 
         inputs = self.inputs(row)
         ids = torch.from_numpy(inputs.input_ids)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if isinstance(self.spec, DualEncoderSpec):
-            if inputs.pixel_values is not None:
-                batch["pixel_values"] = torch.from_numpy(inputs.pixel_values)
-            return batch
+            pixels = inputs.pixel_values
+            if pixels is None:  # transformers computes both sides or none
+                pixels = np.zeros((1, 3, self.spec.image.side, self.spec.image.side), np.float32)
+            mask = _read(ids, self.spec.text.end_token_id)
+            return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.from_numpy(pixels)}
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         batch["labels"] = ids.clone()
         batch["labels"][:, : ids.shape[1] - self._answer(row, self.spec).size] = NO_LABEL
         return {**batch, **tensors.pictures([inputs], self.spec)}
@@ -102,6 +105,16 @@ class Batches(Sequence[Batch]):
         space = "" if template[-1:].isspace() else " "
         ids = self.tokenizer.encode(space + row.answer, add_special_tokens=False).ids
         return np.array([*ids, spec.eos_token_ids[0]], np.int64)
+
+
+def _read(texts: torch.Tensor, end_token_id: int | None) -> torch.Tensor:
+    """int64 [1, T]: 1 where a text encoder's result depends on the place; without an end everywhere."""
+    import torch
+
+    if end_token_id is None:
+        return torch.ones_like(texts)
+    ends = (texts == end_token_id).long()
+    return (ends.cumsum(dim=1) - ends == 0).long()
 
 
 def inputs(calibration: CalibrationSet, spec: Model, tokenizer: Path) -> Iterator[Inputs]:

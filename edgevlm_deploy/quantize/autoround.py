@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgevlm_deploy.errors import QuantizationError
-from edgevlm_deploy.quantize import capture, folding, layerwise
+from edgevlm_deploy.quantize import folding, layerwise
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.layerwise import output_of
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
@@ -46,14 +46,13 @@ def quantize(model: Any, request: Request, batches: Iterable[Batch]) -> dict[str
     layers = dict.fromkeys(map(folding.layer_of, request))
     if "" in layers:
         raise QuantizationError("autoround learns layer by layer; use rtn for modules outside of layers.")
-    samples = layerwise.chosen(batches)
     made: dict[str, QuantizedLinear] = {}
     given: Arguments = []
     generator = torch.Generator().manual_seed(SEED)
     for name in layerwise.in_order(list(layers)):
         layer = model.get_submodule(name)
         if not given:
-            given = layerwise.together(capture.calls(model, name, samples))
+            given = layerwise.inputs(model, name, batches)
             floats = given
         expected = _outputs(layer, floats, {})
         own = {

@@ -8,7 +8,7 @@ and key keep their range: an error there is multiplied in the scores.
 
 Definition and constants: Lin et al., "AWQ" (MLSys 2024), and its authors' llm-awq. Differences: rounding is
 `uniform`'s, the range is judged on all tokens (from their second moments), and the search takes the samples
-of `layerwise.chosen`. Layers see what the float model gives them, never rounded inputs.
+of `layerwise.inputs`. Layers see what the float model gives them, never rounded inputs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgevlm_deploy.errors import QuantizationError
 from edgevlm_deploy.quantize import capture, folding, layerwise
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.folding import Fold
-from edgevlm_deploy.quantize.layerwise import output_of, together
+from edgevlm_deploy.quantize.layerwise import output_of
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
 from edgevlm_deploy.quantize.rounding import round_to_nearest, weight_of
 from edgevlm_deploy.quantize.table import QuantizedLinear
@@ -96,7 +96,7 @@ def quantize(model: Any, request: Request, batches: Iterable[Batch]) -> Quantize
 
     Raises DataError without samples, QuantizationError when there is no norm to fold into.
     """
-    return search(model, request, layerwise.chosen(batches), Loss())
+    return search(model, request, batches, Loss())
 
 
 def places(model: Any, request: Request) -> dict[str, list[Fold]]:
@@ -120,8 +120,9 @@ def judged(fold: Fold) -> str:
     return fold.targets[0].rpartition(".")[0]
 
 
-def search(model: Any, request: Request, samples: Sequence[Batch], loss: Loss) -> Quantized:
-    """AWQ on `samples` (of `layerwise.chosen`) with another loss. See `quantize`."""
+def search(model: Any, request: Request, batches: Iterable[Batch], loss: Loss) -> Quantized:
+    """AWQ with another loss, whose weights are those of the samples that `layerwise.inputs` takes. See
+    `quantize`."""
     import torch
 
     modules: dict[str, QuantizedLinear] = {}
@@ -133,7 +134,7 @@ def search(model: Any, request: Request, samples: Sequence[Batch], loss: Loss) -
             folds = found.get(layer, [])
             own = {name: wanted for name, wanted in request.items() if folding.layer_of(name) == layer}
             if not arguments:
-                arguments = together(capture.calls(model, layer, samples))
+                arguments = layerwise.inputs(model, layer, batches)
             seen = _watched(model, layer, own, [judged(fold) for fold in folds], arguments)
             # All scales are found on the float layer; folding changes nothing that it computes.
             scales = [_channel_scale(model, fold, own, seen, loss) for fold in folds]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import re
 import tempfile
 from collections import Counter
@@ -124,8 +125,11 @@ def _convert(
 
 
 def _stack_inputs(model: Any, root: str, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """Tensor arguments of the stack per sample; a decoder is to keep no cache, an encoder has none."""
+    known = inspect.signature(model.get_submodule(root).forward).parameters
+    options = {"use_cache": False} if "use_cache" in known else {}
     inputs: list[dict[str, Any]] = []
-    capture.watch(model, root, batches, lambda seen: inputs.append({**seen, "use_cache": False}))
+    capture.watch(model, root, batches, lambda seen: inputs.append({**seen, **options}))
     return inputs
 
 

@@ -29,6 +29,27 @@ def chosen(batches: Iterable[Batch]) -> list[dict[str, Any]]:
     return sorted(taken, key=lambda sample: int(sample["input_ids"].shape[1]))
 
 
+def inputs(model: Any, layer: str, batches: Iterable[Batch]) -> list[dict[str, Any]]:
+    """All arguments of `layer`, in batches, for the first samples that reach it (a vision encoder sees no
+    text): until they have `TOKENS` tokens there and are `SAMPLES`; the shortest come first.
+
+    What `chosen` returned is taken as it is. Raises DataError when no sample reaches the layer.
+    """
+    taken: list[dict[str, Any]] = []
+    tokens = 0
+    for sample in capture.samples(batches):
+        if tokens >= TOKENS and len(taken) >= SAMPLES:
+            break
+        seen = capture.calls(model, layer, [sample])
+        taken += seen
+        tokens += sum(one["hidden_states"].shape[:2].numel() for one in seen)
+    if not taken:
+        raise DataError(
+            f"The calibration set is empty, or no sample of it reaches {layer}; give samples with pictures."
+        )
+    return together(sorted(taken, key=lambda one: int(one["hidden_states"].shape[1])))
+
+
 def in_order(layers: Collection[str]) -> Iterator[str]:
     """Every layer of the stack from the first of `layers` to the last: hidden states pass through all.
 

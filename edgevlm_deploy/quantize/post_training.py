@@ -12,10 +12,10 @@ from typing import Any
 from edgevlm_deploy.quantize import autoround, awq, inc, mbq, smoothquant, static_ranges
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
-from edgevlm_deploy.quantize.request import Request
+from edgevlm_deploy.quantize.request import ModuleRequest, Request
 from edgevlm_deploy.quantize.rounding import data_free, weight_of
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
-from edgevlm_deploy.recipe import Algorithm, ObserverName
+from edgevlm_deploy.recipe import Algorithm, Component, ObserverName
 
 
 def quantize(
@@ -28,16 +28,14 @@ def quantize(
     if smoothed:
         changed = smoothquant.fold(model, smoothed, batches)
     for algorithm, search in ((Algorithm.AWQ, awq.quantize), (Algorithm.MBQ, mbq.quantize)):
-        part = _by(algorithm, request)
-        if part:
-            modules, folded = search(model, part, batches)
+        for part in _stacks(algorithm, request):
+            made, folded = search(model, part, batches)
+            modules |= made
             changed |= folded
-    by_gptq = _by(Algorithm.GPTQ, request)
-    if by_gptq:
-        modules |= inc.gptq(model, by_gptq, batches)
-    by_autoround = _by(Algorithm.AUTOROUND, request)
-    if by_autoround:
-        modules |= autoround.quantize(model, by_autoround, batches)
+    for part in _stacks(Algorithm.GPTQ, request):
+        modules |= inc.gptq(model, part, batches)
+    for part in _stacks(Algorithm.AUTOROUND, request):
+        modules |= autoround.quantize(model, part, batches)
     static = [name for name, wanted in request.items() if wanted.format.static_activation]
     scales = static_ranges.scales(model, static, batches, observer) if static else {}
     for name, wanted in request.items():
@@ -48,6 +46,14 @@ def quantize(
         name: model.get_parameter(name).detach().float().numpy().copy() for name in sorted(changed - in_table)
     }
     return QuantizedModel(QuantizedTable({name: modules[name] for name in request}), floats)
+
+
+def _stacks(algorithm: Algorithm, request: Request) -> list[Request]:
+    """What is asked of the algorithm, apart for each component: each has a stack of layers of its own."""
+    parts: dict[Component, dict[str, ModuleRequest]] = {}
+    for name, wanted in _by(algorithm, request).items():
+        parts.setdefault(wanted.component, {})[name] = wanted
+    return list(parts.values())
 
 
 def _by(algorithm: Algorithm, request: Request) -> Request:

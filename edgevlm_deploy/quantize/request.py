@@ -27,6 +27,9 @@ DATA_FREE = frozenset({Algorithm.RTN, Algorithm.HQQ})
 ACTIVATION_AWARE = frozenset({Algorithm.AWQ, Algorithm.MBQ})
 """They search channel scales, and fold them into what precedes a layer."""
 
+STACKS = (Component.DECODER, Component.VISION_ENCODER, Component.TEXT_ENCODER)
+"""Components that are a stack of transformer layers, which GPTQ, AWQ and AutoRound go through one by one."""
+
 Request = Mapping[str, ModuleRequest]
 """Module name in the source model → what is asked for. fp16 modules are not in it."""
 
@@ -168,8 +171,14 @@ def _neural_compressor_reason(wanted: ModuleRequest) -> str:
         return "8-bit weights are rounded to nearest; use rtn."
     if wanted.algorithm is Algorithm.HQQ:
         return ""
-    if wanted.component is not Component.DECODER:
-        return f"{wanted.algorithm.value} is offered for the decoder; use hqq or rtn."
+    if wanted.component not in STACKS:
+        names = ", ".join(component.value for component in STACKS)
+        return f"{wanted.algorithm.value} works on stacks of layers ({names}); use hqq or rtn."
+    if wanted.algorithm is Algorithm.MBQ and wanted.component is not Component.DECODER:
+        return (
+            "mbq balances the gradients of picture and answer tokens inside one stack of layers, and an "
+            "encoder sees one of the two; use awq."
+        )
     return ""
 
 

@@ -14,14 +14,14 @@ from edgevlm_runner.errors import ExecutionError
 from edgevlm_runner.inputs import Inputs, from_class, load_tokenizer
 from edgevlm_runner.runtimes import load_encoders
 
-from edgevlm_deploy import backends, plan, quiet, resources, source
+from edgevlm_deploy import backends, calibration, datasets, plan, quiet, resources, source
 from edgevlm_deploy.errors import ExportError, PlanError
 from edgevlm_deploy.export import encoders, graph, verify_encoders
 from edgevlm_deploy.pipeline.job import own_recipe
-from edgevlm_deploy.quantize import fakequant, uniform
+from edgevlm_deploy.quantize import fakequant, quantize, resolve, uniform
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, StaticActivation
-from edgevlm_deploy.recipe import Component, Precision, Recipe, Scheme
+from edgevlm_deploy.recipe import Algorithm, Calibration, Component, Precision, Quantizer, Recipe, Scheme
 from edgevlm_deploy.source import SourceModel
 from edgevlm_deploy.target import Backend, Target
 
@@ -37,6 +37,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SourceMo
     def made(family: str) -> SourceModel:
         torch.set_num_threads(1)
         return source.inspect(tiny_dual.save(family, tmp_path_factory.mktemp(family) / "tiny"))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SourceModel]:
+    """Wide enough for groups of 64."""
+
+    @functools.cache
+    def made(family: str) -> SourceModel:
+        return source.inspect(tiny_dual.save(family, tmp_path_factory.mktemp(family) / "wide", width=128))
 
     return made
 
@@ -71,13 +82,12 @@ def samples(model: SourceModel, spec: DualEncoderSpec) -> list[Inputs]:
 
 
 def compiled(
-    model: SourceModel, target: Target, spec: DualEncoderSpec, table: QuantizedTable, out: Path
+    model: SourceModel, target: Target, spec: DualEncoderSpec, quantized: QuantizedModel, out: Path
 ) -> backends.CompiledGraphs:
     without = Recipe.model_validate({**RECIPE.model_dump(), "components": {}})
     made = plan.resolve(without, target, model.modules)
     with quiet.libraries():
         compile_graphs = backends.compiler(made, lambda: iter(samples(model, spec)))
-        quantized = QuantizedModel(table)
         return compile_graphs(lambda: source.load(model), quantized, spec, samples(model, spec), out)
 
 
@@ -99,7 +109,7 @@ def test_graphs_compute_what_was_quantised(
 ) -> None:
     model, target = models(family), resources.target(name)
     spec, table = specified(model, target), table_of(model, target)
-    made = compiled(model, target, spec, table, tmp_path)
+    made = compiled(model, target, spec, QuantizedModel(table), tmp_path)
     phone = target.backend is Backend.LITERT
     tolerance = 1e-4 if phone else 1e-5
     assert made.verification["vision_difference"] <= tolerance
@@ -123,6 +133,46 @@ def test_graphs_compute_what_was_quantised(
                 assert verify_encoders.relative(found, wanted) < (0.2 if phone else 0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name", "quantizer", "algorithm"),
+    [
+        ("siglip", "host-cpu", "neural-compressor", "hqq"),
+        ("clip", "snapdragon-8-gen3", "neural-compressor", "awq"),
+        ("clip", "orin-nano", "neural-compressor", "gptq"),
+        ("siglip", "orin-nano", "tensorrt", "awq"),
+    ],
+)
+def test_four_bit_encoders(
+    wide: Callable[[str], SourceModel],
+    tmp_path: Path,
+    family: str,
+    name: str,
+    quantizer: str,
+    algorithm: str,
+) -> None:
+    """From calibration to graphs: all integers are read back, and the graphs compute with them."""
+    model, target = wide(family), resources.target(name)
+    spec = specified(model, target)
+    encoder = Precision(scheme=Scheme.W4A16_G64, algorithm=Algorithm(algorithm))
+    components = dict.fromkeys((Component.VISION_ENCODER, Component.TEXT_ENCODER), encoder)
+    chosen = Quantizer(quantizer)
+    request = resolve(components, (), model.modules, chosen, target.backend, target.accelerator)
+    rows = tiny_dual.labelled(tmp_path / "pictures", each=2)
+    drawn = calibration.build(datasets.load(rows, labelled=True), Calibration(samples=6), tmp_path / "rows")
+    batches = calibration.batches(drawn, spec, model.tokenizer)
+    quantized = quantize(lambda: source.load(model), request, batches, chosen)
+    made = compiled(model, target, spec, quantized, tmp_path)
+    tolerance = 1e-4 if target.backend is Backend.LITERT else 1e-5
+    assert made.verification["vision_difference"] <= tolerance
+    assert made.verification["text_difference"] <= tolerance
+    assert len(quantized.table) == 24
+    assert made.verification.get("exact_modules", 24) == 24
+    assert all(one.bits == 4 and one.block == 64 for one in quantized.table.values())
+    sizes = {Path(path).name: size for path, size in made.files.items()}
+    assert sum(sizes.values()) < 0.6 * 2 * model.parameters, "no smaller than fp16"
+
+
 def test_rows_of_any_length_give_the_same_text(models: Callable[[str], SourceModel], tmp_path: Path) -> None:
     """CLIP's text encoder never looks behind the end; the wrapper's pooling finds it in padded rows too."""
     model = models("clip")
@@ -144,7 +194,7 @@ def test_a_wrong_graph_is_found(models: Callable[[str], SourceModel], tmp_path: 
     """One weight of the shipped vision encoder is another than in torch."""
     model, target = models("clip"), resources.target("host-cpu")
     spec = specified(model, target)
-    compiled(model, target, spec, QuantizedTable({}), tmp_path)
+    compiled(model, target, spec, QuantizedModel(QuantizedTable({})), tmp_path)
     other = source.load(model)
     with torch.no_grad():
         other.visual_projection.weight[0, 0] += 0.01
@@ -180,7 +230,12 @@ def test_every_target_has_a_recipe_for_dual_encoders(
 
 
 def test_what_encoders_cannot_have_is_refused_at_plan_time(models: Callable[[str], SourceModel]) -> None:
-    wanted = {Component.TEXT_ENCODER: Precision(scheme=Scheme.W4A16_G32, algorithm="gptq")}
+    wanted = {
+        Component.TEXT_ENCODER: Precision(scheme=Scheme.W4A16_G32, algorithm=Algorithm.MBQ),
+        Component.PROJECTOR: Precision(scheme=Scheme.W4A16_G32, algorithm=Algorithm.GPTQ),
+    }
     recipe = RECIPE.model_copy(update={"components": wanted})
-    with pytest.raises(PlanError, match="text_encoder w4a16_g32/gptq"):
+    with pytest.raises(PlanError) as caught:
         plan.resolve(recipe, resources.target("host-cpu"), models("clip").modules)
+    assert "text_encoder w4a16_g32/mbq: mbq balances the gradients" in str(caught.value)
+    assert "projector w4a16_g32/gptq: gptq works on stacks of layers" in str(caught.value)

@@ -154,7 +154,7 @@ def test_batches_of_equal_length_change_nothing(
 ) -> None:
     request = resolve(decoder(Scheme.W4A16_G32, Algorithm.AWQ), (), modules, INC)
     together, _ = awq.quantize(copy.deepcopy(correlated_model), request, batches)
-    monkeypatch.setattr(awq, "together", lambda arguments: arguments)
+    monkeypatch.setattr(layerwise, "together", lambda arguments: arguments)
     apart, _ = awq.quantize(copy.deepcopy(correlated_model), request, batches)
     for name in request:
         assert np.mean(together[name].q != apart[name].q) < 0.001, name
