@@ -28,7 +28,8 @@ def answer(
     A bundle that may abstain decides after the last token, so its answer comes in one piece, or a sentence
     that says why there is none; what is returned holds the answer anyway.
     A dual encoder needs a picture; `question` may name other classes than the bundle's, separated by
-    commas, and the answer has `classes`: probability and cosine of each, the likeliest first.
+    commas, and the answer has `classes`: probability (with the logit scale that was fitted when it was
+    compiled) and cosine of each, the likeliest first.
     Raises BundleError when the bundle has not passed its gates, unless `unsealed` is given, PromptError when
     question or picture is missing.
     """
@@ -63,13 +64,14 @@ def _classify(
             respondent.choose_among(list(dict.fromkeys(others)))
         reply, names = respondent.ask(image), respondent.classes
     on_text(withheld(reply, bundle.certainty) if reply.abstained else reply.text)
-    probabilities = np.exp(zero_shot.log_probabilities(np.array(reply.scores), spec))
+    fitted = zero_shot.tempered(spec, bundle.certainty.temperature)
+    probabilities = np.exp(zero_shot.log_probabilities(np.array(reply.scores), fitted))
     ranked = sorted(zip(names, probabilities, reply.scores, strict=True), key=lambda row: -row[2])
     listed = [
         {"class": name, "probability": float(probability), "cosine": cosine}
         for name, probability, cosine in ranked
     ]
-    return {**_common(bundle, reply), "classes": listed}
+    return {**_common(bundle, reply), "confidence": listed[0]["probability"], "classes": listed}
 
 
 def _common(bundle: Bundle, reply: Reply) -> dict[str, Any]:

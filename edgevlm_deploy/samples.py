@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 CALIBRATION_SHARE = 0.2
 """Of the pictures in the evaluation data, when no calibration data are given."""
 DEMO_QUESTIONS_PER_PICTURE = 4
+_OF_FOREIGN = frozenset(
+    {
+        GateName.OOD_AUROC,
+        GateName.OOD_AUROC_DROP,
+        GateName.MCM_AUROC,
+        GateName.MCM_AUROC_DROP,
+        GateName.MCM_FPR_AT_LEAST_95,
+        GateName.MCM_FPR_AT_LEAST_95_INCREASE,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,10 @@ def gather(
 
 def _check_foreign(foreign: Sequence[datasets.Sample], recipe: Recipe) -> None:
     for gate in recipe.gates:
-        if gate.metric in (GateName.OOD_AUROC, GateName.OOD_AUROC_DROP) and not foreign:
+        if gate.metric in _OF_FOREIGN and not foreign:
             raise DataError(
-                f"the gate on {gate.metric.value} needs questions of another distribution: give --ood."
+                f"the gate on {gate.metric.value} needs questions of another distribution: give --ood, or, "
+                'of a classifier, pictures of none of the classes (rows with `"ood": true`).'
             )
 
 

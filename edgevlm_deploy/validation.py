@@ -22,7 +22,7 @@ from edgevlm_deploy.metrics import Estimate, Metrics, dual
 from edgevlm_deploy.metrics.dual import scored
 from edgevlm_deploy.metrics.dual.tables import DualMetrics
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.recipe import Gate
+from edgevlm_deploy.recipe import Evaluation, Gate
 from edgevlm_deploy.target import Target
 from edgevlm_deploy.verdict import Verdict
 
@@ -114,16 +114,29 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
     measurements = {"bundle_bytes": size(path), **_measured(opened, evidence, answers)}
     gates = [Gate.model_validate(one) for one in json.loads(opened.path("gates.json").read_text())]
     floor = Estimate.model_validate(opened.manifest["reference"]["noise_floor"])
+    if isinstance(opened.model, DualEncoderSpec):
+        found = _dual(opened, reference, answers, recipe.evaluation, measured)
+        write_text_atomic(directory / DUAL_METRICS, found.model_dump_json(indent=1) + "\n")
+        measured = dual.merged(measured, found)
     decided = verdict.judge(
         gates, measured, measurements, noise_floor=floor, emulated=bool(evidence["emulated"])
     )
     write_text_atomic(directory / "metrics.json", measured.model_dump_json(indent=1) + "\n")
-    if isinstance(opened.model, DualEncoderSpec):
-        scores = scored.of(opened.model, opened.items, reference, answers)
-        found = dual.compute(scores, recipe.evaluation).model_dump_json(indent=1)
-        write_text_atomic(directory / DUAL_METRICS, found + "\n")
     write_text_atomic(directory / "verdict.json", decided.model_dump_json(indent=1) + "\n")
     return Judged(decided, measured, evidence)
+
+
+def _dual(
+    opened: Bundle,
+    reference: Sequence[Answer],
+    answers: Sequence[Answer],
+    evaluation: Evaluation,
+    measured: Metrics,
+) -> DualMetrics:
+    """What the scores of all classes tell beside the answers."""
+    assert isinstance(opened.model, DualEncoderSpec)
+    scores = scored.of(opened.model, opened.items, reference, answers)
+    return dual.compute(scores, evaluation, measured, opened.certainty)
 
 
 def _measured(opened: Bundle, evidence: dict[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.errors import EXIT_GATES_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, DataError
+from edgevlm_deploy.metrics.estimates import undefined
 from edgevlm_deploy.metrics.statistics import Estimate, items_needed, quantile_interval, samples_needed
 from edgevlm_deploy.metrics.tables import Metrics
-from edgevlm_deploy.recipe import Gate, GateName
+from edgevlm_deploy.recipe import OF_CLASS_SCORES, Gate, GateName
 
 P95 = 0.95
+_NO_SCORES = "it is taken from scores of all classes and embeddings, which only dual encoders have"
 
 
 class Outcome(str, Enum):
@@ -193,6 +195,8 @@ def _estimate(name: GateName, metrics: Metrics, measured: Measurements) -> tuple
         return _point(measured.peak_rss_bytes, missing), "measurements"
     if name is GateName.BUNDLE_BYTES:
         return _point(measured.bundle_bytes, "no bundle was written"), "measurements"
+    if name in OF_CLASS_SCORES:
+        return metrics.estimates.get(name.value, undefined(_NO_SCORES)), "items"
     return metrics.estimates[name.value], "items"
 
 

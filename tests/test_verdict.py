@@ -101,6 +101,8 @@ def test_no_interval_is_inconclusive() -> None:
 def test_undefined_metrics_and_missing_measurements_are_skipped() -> None:
     result = judge_one(Gate(metric=GateName.CORRUPTED_ACCURACY, min=0.5), estimate(None, None, None))
     assert result.outcome is Outcome.SKIPPED and "no items" in result.explanation
+    result = judge([Gate(metric=GateName.MCM_AUROC_DROP, max=0.1)], NOTHING).gates[0]
+    assert result.outcome is Outcome.SKIPPED and "only dual encoders have" in result.explanation
     verdict = judge([Gate(metric=GateName.LATENCY_MS_P95, max=10)], NOTHING)
     assert verdict.gates[0].outcome is Outcome.SKIPPED
     assert "not measured on a device" in verdict.gates[0].explanation

@@ -10,11 +10,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from edgevlm_runner.contract import Item, Kind
 
 from edgevlm_deploy.metrics.robustness import ratio
 
 COMMON, COUNTER = "common", "counter"
 """A picture on the background that its class has in training, and on another one."""
+LEAST_IN_GROUP = 10
+"""A smaller group's accuracy is mostly chance, and a minimum looks for chance: it is no group."""
+
+
+def group(item: Item) -> tuple[str, str]:
+    """(kind of question or class, background): what a worst group is sought among.
+
+    Where the data name no background, it is told by whether it was swapped.
+    """
+    swapped = "swapped" if item.kind is Kind.BACKGROUND else "original"
+    return item.group, item.background or swapped
 
 
 def relative_spurious_gap(common: Any, counter: Any) -> Any:
@@ -28,7 +40,7 @@ def relative_degradation(reference: Any, artifact: Any) -> Any:
 
 
 def worst_group(accuracies: Sequence[Any]) -> Any:
-    """The lowest accuracy of all groups (class × background). Groups that a resample lacks are left out.
+    """The lowest accuracy of all groups. Groups that a resample lacks are left out.
 
     The minimum of noisy shares lies below the lowest true share: compare models on the same items only.
     """

@@ -141,7 +141,7 @@ class Scaling(Frozen):
     """Temperature scaling of one model: fitted on items of their own, its effect on those that are judged."""
 
     temperature: float
-    """Divides the log-odds of the confidence; above 1 the model was too sure."""
+    """Divides the log-odds of the confidence, or a classifier's logits; above 1 the model was too sure."""
     n: int
     """Items that it was fitted on."""
     ece_before: float

@@ -23,6 +23,7 @@ from edgevlm_runner.contract import (
     Certainty,
     DualEncoderSpec,
     Item,
+    Model,
     ModelSpec,
     from_json,
     read_jsonl,
@@ -40,6 +41,7 @@ from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics import selective, temperature
 from edgevlm_deploy.metrics.accuracy import accuracy
 from edgevlm_deploy.metrics.confidence import geometric_mean_probability
+from edgevlm_deploy.metrics.dual.zero_shot import fit_logit_scale
 from edgevlm_deploy.pipeline.data import Items, tuning_table
 from edgevlm_deploy.pipeline.job import Job, compilers
 from edgevlm_deploy.recipe import AbstainBy
@@ -80,7 +82,7 @@ def fitted_certainty(job: Job, items: Items, tuning: Sequence[datasets.Sample], 
     }
 
     def fit(out: Path) -> None:
-        held_out = _held_out(asked, answered)
+        held_out = _held_out(job.spec, asked, answered)
         certainty, facts = _fit(job, held_out, out)
         write_text_atomic(out / "certainty.json", pretty_json(to_json(certainty)))
         write_text_atomic(out / "facts.json", pretty_json(facts))
@@ -174,10 +176,22 @@ class HeldOut:
     max_prob: Floats
     features: NDArray[np.float32]
     """[N, F]; [N, 0] where nothing is trained."""
+    scores: Floats
+    """A dual encoder's cosines with its classes, [N, C]; [N, 0] of others."""
+    labels: NDArray[np.int64]
+    """[N]: the right one of these classes; [0] of others."""
+
+    def temperature(self, spec: Model) -> float | None:
+        """What the logits are divided by. Of a softmax over classes it is the logit scale that is fitted."""
+        if isinstance(spec, DualEncoderSpec) and spec.activation == "softmax":
+            scale = fit_logit_scale(self.scores, self.labels)
+            return None if scale is None else spec.logit_scale / scale
+        return temperature.fit(self.confidence, self.accuracy)
 
 
-def _held_out(asked: Items, folder: Path) -> HeldOut:
+def _held_out(spec: Model, asked: Items, folder: Path) -> HeldOut:
     answers = read_jsonl(folder / _ANSWERS, Answer)
+    classes = list(spec.text.classes) if isinstance(spec, DualEncoderSpec) else []
     pairs = list(zip(asked.rows, answers, strict=True))
     return HeldOut(
         clusters=tuple(item.image_id or item.base_id for item in asked.rows),
@@ -185,13 +199,15 @@ def _held_out(asked: Items, folder: Path) -> HeldOut:
         confidence=np.array([geometric_mean_probability(said.token_logprobs) for said in answers]),
         max_prob=np.array([abstain.max_prob(said.token_logprobs) for said in answers], np.float64),
         features=np.fromfile(folder / _FEATURES, np.float32).reshape(len(answers), -1),
+        scores=np.array([said.scores for said in answers], np.float64),
+        labels=np.array([classes.index(item.answers[0]) for item in asked.rows if classes], np.int64),
     )
 
 
 def _fit(job: Job, held_out: HeldOut, out: Path) -> tuple[Certainty, dict[str, Any]]:
     """Writes the Selector's file into `out`, where there is one."""
     wanted, backend = job.plan.recipe.abstain, job.plan.target.backend
-    fitted = temperature.fit(held_out.confidence, held_out.accuracy)
+    fitted = held_out.temperature(job.spec)
     computed = "ONNX Runtime in TensorRT's place" if backend is Backend.TENSORRT else backend.value
     facts: dict[str, Any] = {
         "answers": len(held_out.accuracy),

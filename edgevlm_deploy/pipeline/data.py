@@ -19,7 +19,7 @@ from edgevlm_deploy.samples import Samples
 
 def calibration_set(job: Job, samples: Sequence[datasets.Sample]) -> CalibrationSet:
     settings = job.plan.recipe.calibration
-    inputs = {"samples": _identities(samples), "settings": settings, "version": __version__}
+    inputs = {"samples": identities(samples), "settings": settings, "version": __version__}
 
     def build(out: Path) -> None:
         calibration.build(samples, settings, out)
@@ -27,7 +27,7 @@ def calibration_set(job: Job, samples: Sequence[datasets.Sample]) -> Calibration
     return calibration.load(stage(job.cache, "calibration", inputs, build))
 
 
-def _identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
+def identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
     """What a sample is, wherever its picture lies."""
     return [
         [
@@ -49,10 +49,10 @@ class Items:
 def item_table(job: Job, samples: Samples) -> Items:
     evaluation = job.plan.recipe.evaluation
     inputs = {
-        "samples": _identities(samples.evaluation),
-        "calibration": _identities(samples.calibration),
-        "counterfactuals": _identities(samples.counterfactuals),
-        "ood": _identities(samples.ood),
+        "samples": identities(samples.evaluation),
+        "calibration": identities(samples.calibration),
+        "counterfactuals": identities(samples.counterfactuals),
+        "ood": identities(samples.ood),
         "evaluation": evaluation,
         "version": __version__,
     }
@@ -79,7 +79,7 @@ def tuning_table(job: Job, samples: Sequence[datasets.Sample]) -> Items:
     abstain, evaluation = recipe.abstain, recipe.evaluation
     assert abstain is not None
     inputs = {
-        "samples": _identities(samples),
+        "samples": identities(samples),
         "abstain": [abstain.questions, abstain.corruptions],
         "evaluation": [evaluation.corruption_names, evaluation.severities, evaluation.seed],
         "version": __version__,

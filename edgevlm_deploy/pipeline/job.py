@@ -16,7 +16,7 @@ from edgevlm_deploy.errors import DataError, PlanError
 from edgevlm_deploy.metrics.normalize import normalize
 from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.recipe import AbstainBy, Perturbation, Recipe
+from edgevlm_deploy.recipe import OF_CLASS_SCORES, AbstainBy, Perturbation, Recipe
 from edgevlm_deploy.samples import Samples, gather
 from edgevlm_deploy.source import Architecture, SourceModel
 from edgevlm_deploy.target import Backend, Target
@@ -107,6 +107,7 @@ def prepare(order: Order, watch: Watcher) -> Job:
         _check_classes(whole, samples, recipe)
         spec: Model = whole
     else:
+        _check_gates(recipe)
         spec = reduction.reduced(whole, recipe.image.reduction)
     spec = backends.with_profiles(spec, recipe, target)
     return Job(model, made, spec, whole, samples, cache, watch)
@@ -119,6 +120,16 @@ def _decoders(model: SourceModel) -> Architecture | None:
 def own_recipe(target: Target, model: SourceModel) -> str:
     """What a model is compiled with when no recipe is named; boards without integers have one for all."""
     return ZERO_SHOT_RECIPE if model.kind == DUAL_ENCODER and "int8" in target.formats else target.recipe
+
+
+def _check_gates(recipe: Recipe) -> None:
+    """Of a model that answers in words."""
+    for gate in recipe.gates:
+        if gate.metric in OF_CLASS_SCORES:
+            raise PlanError(
+                f"the gate on {gate.metric.value}: only a dual encoder has scores of all classes; "
+                "leave it out."
+            )
 
 
 def _check_classes(spec: DualEncoderSpec, samples: Samples, recipe: Recipe) -> None:

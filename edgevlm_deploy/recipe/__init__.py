@@ -22,7 +22,7 @@ from edgevlm_deploy.recipe.evaluation import (
     Perturbation,
     ProbeForm,
 )
-from edgevlm_deploy.recipe.gates import Gate, GateName
+from edgevlm_deploy.recipe.gates import OF_CLASS_SCORES, Gate, GateName
 from edgevlm_deploy.recipe.model import (
     AbstainBy,
     Abstention,
@@ -36,6 +36,7 @@ from edgevlm_deploy.recipe.precision import Algorithm, Component, ModuleOverride
 
 __all__ = [
     "EDGE_SUITE",
+    "OF_CLASS_SCORES",
     "SENSOR_SUITE",
     "AbstainBy",
     "Abstention",

@@ -29,9 +29,18 @@ class GateName(str, Enum):
     PRIOR_BIAS_INCREASE = "prior_bias_increase"
     BACKGROUND_GAP = "background_gap"
     WORST_GROUP_ACCURACY = "worst_group_accuracy"
+    WORST_GROUP_ACCURACY_DROP = "worst_group_accuracy_drop"
     RELATIVE_SPURIOUS_GAP_INCREASE = "relative_spurious_gap_increase"
     OOD_AUROC = "ood_auroc"
     OOD_AUROC_DROP = "ood_auroc_drop"
+    MCM_AUROC = "mcm_auroc"
+    MCM_AUROC_DROP = "mcm_auroc_drop"
+    MCM_FPR_AT_LEAST_95 = "mcm_fpr_at_least_95"
+    MCM_FPR_AT_LEAST_95_INCREASE = "mcm_fpr_at_least_95_increase"
+    TOP_5_ACCURACY = "top_5_accuracy"
+    TOP_5_ACCURACY_DROP = "top_5_accuracy_drop"
+    IMAGE_TO_TEXT_RECALL_AT_1_DROP = "image_to_text_recall_at_1_drop"
+    TEXT_TO_IMAGE_RECALL_AT_1_DROP = "text_to_image_recall_at_1_drop"
     ECE = "ece"
     ECE_INCREASE = "ece_increase"
     ADAPTIVE_ECE_INCREASE = "adaptive_ece_increase"
@@ -48,6 +57,21 @@ class GateName(str, Enum):
     LATENCY_MS_P95 = "latency_ms_p95"
     PEAK_RSS_BYTES = "peak_rss_bytes"
     BUNDLE_BYTES = "bundle_bytes"
+
+
+OF_CLASS_SCORES = frozenset(
+    {
+        GateName.MCM_AUROC,
+        GateName.MCM_AUROC_DROP,
+        GateName.MCM_FPR_AT_LEAST_95,
+        GateName.MCM_FPR_AT_LEAST_95_INCREASE,
+        GateName.TOP_5_ACCURACY,
+        GateName.TOP_5_ACCURACY_DROP,
+        GateName.IMAGE_TO_TEXT_RECALL_AT_1_DROP,
+        GateName.TEXT_TO_IMAGE_RECALL_AT_1_DROP,
+    }
+)
+"""What only dual encoders have: scores of all classes, or embeddings of pictures and texts."""
 
 
 class Gate(Frozen):

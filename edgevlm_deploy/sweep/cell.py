@@ -8,18 +8,18 @@ stage's folder.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
 
-from edgevlm_deploy import __version__, pipeline, samples, validation
+from edgevlm_deploy import __version__, pipeline, validation
 from edgevlm_deploy import bundle as bundles
 from edgevlm_deploy.artifacts import pretty_json, stage, write_text_atomic
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.errors import EdgeVlmError
+from edgevlm_deploy.pipeline.data import identities
 from edgevlm_deploy.pipeline.job import compilers, prepare
 from edgevlm_deploy.progress import Silent
 from edgevlm_deploy.report import charts
@@ -42,11 +42,10 @@ def run(work: Work, out: Path) -> Path:
     cell = work.cell
     order = _order(cell, out)
     job = prepare(order, Silent())
-    given = samples.gather(order.data, order.calibration, order.images, cell.recipe, job.cache)
     inputs = {
         "model": job.source.digest,
         "plan": job.plan.digest,
-        "samples": [_identities(given.evaluation), _identities(given.calibration)],
+        "samples": [identities(one) for one in (job.samples.all, job.samples.tuning)],
         "packages": compilers(job.plan),
     }
 
@@ -84,10 +83,6 @@ def _order(cell: Cell, out: Path) -> pipeline.Order:
         revision=model.revision,
         offline=model.offline,
     )
-
-
-def _identities(given: Sequence[Any]) -> list[list[Any]]:
-    return [[one.id, one.group, one.image_id, one.prompt, one.answers] for one in given]
 
 
 def _facts(cell: Cell, done: validation.Validation) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class Certainty:
     """What a bundle does with how sure it is: its confidence is scaled, and it may abstain."""
 
     temperature: float = 1.0
-    """Divides the log-odds of the confidence; 1 leaves it as it is."""
+    """Divides the log-odds of the confidence, of a dual encoder the logits of all classes; 1 leaves them."""
     fitted_on: int = 0
     """Held-out answers that gave the temperature; 0: they could give none."""
     abstain: str = ""

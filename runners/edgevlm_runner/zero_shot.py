@@ -91,6 +91,13 @@ def choose(embed: np.ndarray, classes: np.ndarray, spec: DualEncoderSpec) -> Cho
     return Choice(place, float(logprobs[place]), tuple(round(float(one), 6) for one in cosines))
 
 
+def tempered(spec: DualEncoderSpec, temperature: float) -> DualEncoderSpec:
+    """`spec` with its logits divided by `Certainty.temperature`: the order of the classes stays."""
+    return dataclasses.replace(
+        spec, logit_scale=spec.logit_scale / temperature, logit_bias=spec.logit_bias / temperature
+    )
+
+
 def log_probabilities(cosines: np.ndarray, spec: DualEncoderSpec) -> np.ndarray:
     """float64 [classes], natural logarithms: a softmax over the classes, or a sigmoid of each alone."""
     logits = cosines * spec.logit_scale + spec.logit_bias

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from edgevlm_deploy.metrics.dual.estimates import estimates
-from edgevlm_deploy.metrics.dual.summary import compute, retrieval_table, spectral_table
+from edgevlm_deploy.metrics.dual.summary import compute, merged, retrieval_table, spectral_table
 
-__all__ = ["compute", "estimates", "retrieval_table", "spectral_table"]
+__all__ = ["compute", "estimates", "merged", "retrieval_table", "spectral_table"]

@@ -111,7 +111,10 @@ def metrics(given: Scored) -> tuple[Metric, ...]:
     )
     splits, groups = np.array(given.splits, dtype=str), np.array(given.groups, dtype=str)
     common, counter = (given.inside & (splits == name) for name in (spurious.COMMON, spurious.COUNTER))
-    parts = tuple(given.inside & (groups == name) for name in np.unique(groups[given.inside]) if name)
+    # Among five classes or fewer the right one is always one of the five best.
+    ranked = given.inside & (len(given.classes) > TOP)
+    every = (given.inside & (groups == name) for name in np.unique(groups[given.inside]) if name)
+    parts = tuple(part for part in every if part.sum() >= spurious.LEAST_IN_GROUP)
 
     def detection(
         name: str, score: Callable[[Floats], Floats], value: Callable[[ood.Curve], Floats]
@@ -121,7 +124,7 @@ def metrics(given: Scored) -> tuple[Metric, ...]:
 
     mcm = ood.maximum_concept_matching
     return (
-        Share(f"top_{TOP}_accuracy", top, given.inside),
+        Share(f"top_{TOP}_accuracy", top, ranked),
         WorstGroup("worst_group_accuracy", right, parts),
         SpuriousGap("relative_spurious_gap", right, common, counter),
         detection("mcm_auroc", mcm, ood.Curve.area),
@@ -184,7 +187,7 @@ class Share:
     columns: Pair
     inside: Flags
     worse: ClassVar[str] = "drop"
-    lacks: ClassVar[str] = "no clean pictures of a class"
+    lacks: ClassVar[str] = f"there are no more than {TOP} classes"
 
     def values(self, whose: int, weights: Floats) -> Floats:
         return _share(self.columns[whose], self.inside, weights)
@@ -204,7 +207,7 @@ class WorstGroup:
     columns: Pair
     groups: tuple[Flags, ...]
     worse: ClassVar[str] = "drop"
-    lacks: ClassVar[str] = "no groups"
+    lacks: ClassVar[str] = f"no class has {spurious.LEAST_IN_GROUP} pictures on one background"
 
     @property
     def inside(self) -> Flags:

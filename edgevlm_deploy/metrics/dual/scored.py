@@ -11,6 +11,7 @@ from edgevlm_runner.contract import CLEAN, TEMPERATURE, Answer, DualEncoderSpec,
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import DataError
+from edgevlm_deploy.metrics import spurious
 from edgevlm_deploy.metrics.dual.zero_shot import sigmoid_confidence, softmax_confidence
 
 Floats = NDArray[np.float64]
@@ -51,7 +52,7 @@ class Scored:
     conditions: tuple[str, ...]
     """As in `contract.Item`: "clean", "temperature", "<corruption>/<severity>"."""
     groups: tuple[str, ...]
-    """Class × background, "" for none."""
+    """Class (or what the data group by) × background, "" for none."""
     splits: tuple[str, ...]
     """`spurious.COMMON`, `spurious.COUNTER` or ""."""
     reference: Floats
@@ -117,10 +118,7 @@ def of(
         image_ids=tuple(item.image_id for item in kept),
         # What tells a foreign picture here is its label.
         conditions=tuple(CLEAN if item.kind is Kind.OOD else item.condition for item in kept),
-        groups=tuple(
-            f"{item.answers[0]} on {item.background}" if item.background and item.answers else ""
-            for item in kept
-        ),
+        groups=tuple(" · ".join(spurious.group(item)) if item.answers else "" for item in kept),
         splits=tuple(item.split for item in kept),
         reference=_cosines(kept, reference, "reference"),
         artifact=_cosines(kept, artifact, "artifact"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.metrics.statistics import Estimate
-from edgevlm_deploy.metrics.tables import Metrics
+from edgevlm_deploy.metrics.tables import Metrics, Scaling
 
 
 class DegradationRow(Frozen):
@@ -24,6 +24,24 @@ class LogitScale(Frozen):
     """Items that it was fitted on."""
     ece_before: float
     ece_after: float
+    all_before: float | None = None
+    all_after: float | None = None
+    """The same on clean and corrupted items; None without corrupted ones."""
+    shipped: bool = False
+    """Whether it is the bundle's own, fitted when that was compiled."""
+
+    @property
+    def scaling(self) -> Scaling:
+        """As a temperature, which divides the logits of all classes."""
+        return Scaling(
+            temperature=self.before / self.fitted,
+            n=self.n,
+            ece_before=self.ece_before,
+            ece_after=self.ece_after,
+            shipped=self.shipped,
+            all_before=self.all_before,
+            all_after=self.all_after,
+        )
 
 
 class Direction(Frozen):

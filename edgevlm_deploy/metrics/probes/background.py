@@ -10,21 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import Answer, Item, Kind
+from edgevlm_runner.contract import Answer, Kind
 from numpy.typing import NDArray
 
 from edgevlm_deploy.metrics.compared import COMPARED, compare, partition, per_item
 from edgevlm_deploy.metrics.consistency import diverges
 from edgevlm_deploy.metrics.estimates import Statistic, Subset, Table, independent, mean, tabulate, undefined
 from edgevlm_deploy.metrics.pairs import Pairs
-from edgevlm_deploy.metrics.spurious import relative_spurious_gap, worst_group
+from edgevlm_deploy.metrics.spurious import LEAST_IN_GROUP, group, relative_spurious_gap, worst_group
 from edgevlm_deploy.metrics.statistics import Estimate, Totals, wilson
 from edgevlm_deploy.metrics.tables import BackgroundRow
 from edgevlm_deploy.recipe import Evaluation
 
 Floats = NDArray[np.float64]
-LEAST_IN_GROUP = 10
-"""A smaller group's accuracy is mostly chance, and a minimum looks for chance."""
+_NO_GROUPS = f"no kind of question has {LEAST_IN_GROUP} items on one background"
 _PER_MODEL = (
     "worst_group_accuracy",
     "relative_spurious_gap",
@@ -34,6 +33,7 @@ _PER_MODEL = (
 NAMES = (
     "background_gap",
     "relative_spurious_gap_increase",
+    "worst_group_accuracy_drop",
     *_PER_MODEL,
     *(f"reference_{name}" for name in _PER_MODEL),
 )
@@ -58,6 +58,7 @@ def summary(pairs: Pairs, evaluation: Evaluation) -> tuple[dict[str, Estimate], 
     estimates = {
         "background_gap": gap,
         "relative_spurious_gap_increase": _increase(table, common, counter, gap),
+        "worst_group_accuracy_drop": _worst_drop(table, groups),
     }
     for prefix, whose in (("", "artifact"), ("reference_", "reference")):
         estimates |= {
@@ -69,39 +70,55 @@ def summary(pairs: Pairs, evaluation: Evaluation) -> tuple[dict[str, Estimate], 
             f"{prefix}worst_group_accuracy": _worst(table, groups, f"{whose}_accuracy"),
         }
     rows = (
-        BackgroundRow(group=item.group, background=_ground(item), comparison=compare(table, subset))
+        BackgroundRow(group=kind, background=ground, comparison=compare(table, subset))
         for subset in groups
-        for item in [pairs.items[int(np.flatnonzero(subset.mask)[0])]]
+        for kind, ground in [group(pairs.items[int(np.flatnonzero(subset.mask)[0])])]
     )
     return estimates, tuple(sorted(rows, key=lambda row: (row.group, row.background)))
 
 
 def _groups(pairs: Pairs, both: Subset) -> list[Subset]:
-    """(kind of question × background) with at least `LEAST_IN_GROUP` items."""
-    found = partition(pairs, "group", both, lambda item: f"{item.group}\n{_ground(item)}")
+    """Groups with at least `LEAST_IN_GROUP` items."""
+    found = partition(pairs, "group", both, lambda item: "\n".join(group(item)))
     return [subset for subset in found.values() if subset.mask.sum() >= LEAST_IN_GROUP]
-
-
-def _ground(item: Item) -> str:
-    """The background's name; where the data tell none, whether it was swapped."""
-    return item.background or ("swapped" if item.kind is Kind.BACKGROUND else "original")
 
 
 def _worst(table: Table, groups: Sequence[Subset], column: str) -> Estimate:
     """Lowest accuracy of a group. The interval is at least that of the group which is lowest."""
-    why = f"no kind of question has {LEAST_IN_GROUP} items on one background"
     if not groups:
-        return undefined(why)
-    means = [mean(group, column) for group in groups]
-    observed = [one(table.totals.observed) for one in means]
-    lowest = groups[int(np.argmin(observed))]
+        return undefined(_NO_GROUPS)
+    worst, lowest = _lowest(table, groups, column)
     trials = independent(*table.size(lowest))
+    closed = wilson(worst(table.totals.observed) * trials, trials, table.level)
+    return table.statistic(lowest, worst, _NO_GROUPS, closed)
+
+
+def _worst_drop(table: Table, groups: Sequence[Subset]) -> Estimate:
+    """Of the reference minus of the artifact. The interval is at least that of the drop in the group where
+    the artifact is worst.
+    """
+    if not groups:
+        return undefined(_NO_GROUPS)
+    (before, _), (now, lowest) = (
+        _lowest(table, groups, f"{whose}_accuracy") for whose in ("reference", "artifact")
+    )
+    own = table.difference(lowest, "accuracy_drop")
+    value = before(table.totals.observed) - now(table.totals.observed)
+    closed = None
+    if own.value is not None and own.low is not None and own.high is not None:
+        closed = (value + own.low - own.value, value + own.high - own.value)
+    return table.statistic(lowest, lambda totals: before(totals) - now(totals), _NO_GROUPS, closed)
+
+
+def _lowest(table: Table, groups: Sequence[Subset], column: str) -> tuple[Statistic, Subset]:
+    """The lowest mean of a column over the groups, and the group that has it."""
+    means = [mean(one, column) for one in groups]
+    observed = [one(table.totals.observed) for one in means]
 
     def worst(totals: Totals) -> Any:
         return worst_group([one(totals) for one in means])
 
-    closed = wilson(min(observed) * trials, trials, table.level)
-    return table.statistic(lowest, worst, why, closed)
+    return worst, groups[int(np.argmin(observed))]
 
 
 def _spurious(common: Subset, counter: Subset, whose: str) -> Statistic:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from edgevlm_runner.contract import Certainty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -149,9 +150,61 @@ def test_what_the_data_lack_is_undefined_and_says_why(given_scores: Scored) -> N
     )
     found = dual.estimates(plain, EVALUATION)
     assert found["mcm_auroc_drop"].note == "no pictures from outside the classes"
-    assert found["worst_group_accuracy"].note == "no groups"
+    assert found["worst_group_accuracy"].note == "no class has 10 pictures on one background"
     assert found["relative_spurious_gap"].value is None
     assert found["top_5_accuracy"].value is not None
+    five = replace(
+        plain,
+        classes=CLASSES[:5],
+        labels=np.minimum(plain.labels, 4),
+        reference=plain.reference[:, :5],
+        artifact=plain.artifact[:, :5],
+    )
+    top = dual.estimates(five, EVALUATION)["top_5_accuracy_drop"]
+    assert (top.value, top.note) == (None, "there are no more than 5 classes")
+
+
+def test_a_group_of_nine_is_no_group(given_scores: Scored) -> None:
+    """The nine pictures that the artifact has all wrong count; as a group they would be the worst."""
+    worst = np.flatnonzero(np.array(given_scores.groups) == "cat common")[:9]
+    groups = np.array(given_scores.groups)
+    groups[worst] = "nine"
+    artifact = given_scores.artifact.copy()
+    artifact[worst] = np.eye(6)[1]
+    nine = replace(given_scores, groups=tuple(groups.tolist()), artifact=artifact)
+    found = dual.estimates(nine, EVALUATION)["worst_group_accuracy"]
+    assert found.value is not None and found.value > 0
+    groups[np.flatnonzero(groups == "cat counter")[0]] = "nine"
+    ten = dual.estimates(replace(nine, groups=tuple(groups.tolist())), EVALUATION)["worst_group_accuracy"]
+    assert ten.value is not None and ten.value <= 0.1
+
+
+def test_gates_see_one_table(given_scores: Scored, metrics: DualMetrics) -> None:
+    """Class scores add their estimates, and the temperature that the logit scale amounts to."""
+    one = dual.merged(metrics.answers, metrics)
+    assert one.estimates["worst_group_accuracy"] == metrics.estimates["worst_group_accuracy"]
+    assert one.estimates["mcm_auroc_drop"] == metrics.estimates["mcm_auroc_drop"]
+    assert one.estimates["accuracy"] == metrics.answers.estimates["accuracy"]
+    fitted = metrics.logit_scale["artifact"]
+    assert one.scaling["artifact"].temperature == pytest.approx(20.0 / fitted.fitted)
+    assert one.scaling["artifact"].ece_after == fitted.ece_after and not one.scaling["artifact"].shipped
+    swapped = metrics.estimates["worst_group_accuracy"].model_copy(update={"value": 0.5})
+    undefined = metrics.estimates["mcm_auroc"].model_copy(update={"value": None})
+    answers = metrics.answers.model_copy(
+        update={"estimates": {**metrics.answers.estimates, "worst_group_accuracy": swapped}}
+    )
+    lacking = {**metrics.estimates, "worst_group_accuracy": undefined}
+    kept = dual.merged(answers, metrics.model_copy(update={"estimates": lacking}))
+    assert kept.estimates["worst_group_accuracy"] == swapped
+
+
+def test_the_logit_scale_that_ships_is_the_one_that_is_reported(given_scores: Scored) -> None:
+    certainty = Certainty(temperature=0.8, fitted_on=99)
+    found = dual.compute(given_scores, EVALUATION, certainty=certainty).logit_scale
+    row, before = found["artifact"], found["reference"]
+    assert (row.shipped, before.shipped, row.n) == (True, False, 99)
+    assert row.fitted == pytest.approx(25.0) and row.scaling.temperature == pytest.approx(0.8)
+    assert row.all_before is not None and row.all_after is not None, "fog is corrupted"
 
 
 def test_siglip_confidences_are_sigmoids_and_have_no_logit_scale(given_scores: Scored) -> None:

@@ -71,6 +71,7 @@ def test_counted_by_hand(named: bool) -> None:
     assert values["relative_spurious_gap_increase"] == pytest.approx(0.15)
     assert values["worst_group_accuracy"] == pytest.approx(0.5)
     assert values["reference_worst_group_accuracy"] == pytest.approx(0.8)
+    assert values["worst_group_accuracy_drop"] == pytest.approx(0.3)
     grounds = ("grass", "beach") if named else ("original", "swapped")
     assert {(row.group, row.background, row.comparison.n) for row in result.backgrounds} == {
         (group, ground, 20) for group in ("kind", "count") for ground in grounds
@@ -78,7 +79,7 @@ def test_counted_by_hand(named: bool) -> None:
     assert (result.clean_items, result.background_items, result.images) == (60, 40, 60)
     assert values["accuracy"] == 1.0 and values["corrupted_accuracy"] is None
     same = metrics.compute(items, reference, reference, QUICK).estimates
-    for name in ("background_gap", "relative_spurious_gap_increase"):
+    for name in ("background_gap", "relative_spurious_gap_increase", "worst_group_accuracy_drop"):
         assert same[name].value == 0.0 and same[name].low < -0.01 and same[name].high > 0.01
     worst = result.estimates["worst_group_accuracy"]
     assert worst.low is not None and worst.high is not None and worst.low < 0.5 < worst.high
@@ -93,8 +94,9 @@ def test_small_groups_are_no_worst_group() -> None:
     items = suites.build(clean, QUICK, counterfactuals=[elsewhere(item) for item in clean])
     answers = [said(item, False) for item in items]
     estimates = metrics.compute(items, answers, answers, QUICK).estimates
-    assert estimates["worst_group_accuracy"].value is None
-    assert "10 items on one background" in estimates["worst_group_accuracy"].note
+    for name in ("worst_group_accuracy", "worst_group_accuracy_drop"):
+        assert estimates[name].value is None
+        assert "10 items on one background" in estimates[name].note
     assert estimates["relative_spurious_gap_increase"].value is None
 
 
