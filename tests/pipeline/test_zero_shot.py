@@ -7,16 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_dual
-from edgevlm_runner.bundle import open_bundle
-from edgevlm_runner.contract import CLEAN, OOD, Answer, DualEncoderSpec, read_jsonl
+from edgevlm_runner import abstain
+from edgevlm_runner.bundle import open_bundle, unpack
+from edgevlm_runner.contract import CLEAN, OOD, Answer, DualEncoderSpec, Kind, read_jsonl
 from typer.testing import CliRunner
 
-from edgevlm_deploy import pipeline, validation, verdict
+from edgevlm_deploy import bundle, pipeline, resources, validation, verdict
 from edgevlm_deploy.cli import app
 from edgevlm_deploy.errors import DataError, PlanError
 from edgevlm_deploy.metrics.dual.tables import DualMetrics
+from edgevlm_deploy.metrics.dual.zero_shot import fit_logit_scale
+from edgevlm_deploy.pipeline.certainty import HeldOut
 from edgevlm_deploy.progress import Silent
 from edgevlm_deploy.recipe import Gate, GateName
 from edgevlm_deploy.verdict import Outcome
@@ -89,14 +93,14 @@ def validated(
 
 
 def test_a_dual_encoder_is_sealed(validated: validation.Validation) -> None:
-    bundle = open_bundle(validated.bundle)
-    assert validated.sealed and bundle.seal is not None
-    spec = bundle.model
+    opened = open_bundle(validated.bundle)
+    assert validated.sealed and opened.seal is not None
+    spec = opened.model
     assert isinstance(spec, DualEncoderSpec)
     assert spec.text.classes == tuple(sorted(tiny_dual.CLASSES)) and len(spec.text.templates) == 2
-    verification = bundle.manifest["verification"]
+    verification = opened.manifest["verification"]
     assert verification["vision_difference"] < 1e-5 and verification["text_difference"] < 1e-5
-    assert bundle.manifest["quantization"]["modules"]["text_encoder"] == {"w8a8 rtn": 12}
+    assert opened.manifest["quantization"]["modules"]["text_encoder"] == {"w8a8 rtn": 12}
 
 
 def test_items_are_pictures_with_a_class(validated: validation.Validation) -> None:
@@ -111,11 +115,11 @@ def test_items_are_pictures_with_a_class(validated: validation.Validation) -> No
 
 
 def test_answers_have_cosines_and_the_probability_of_the_class(validated: validation.Validation) -> None:
-    bundle = open_bundle(validated.bundle)
-    reference = {one.item_id: one for one in read_jsonl(bundle.path("reference.jsonl"), Answer)}
+    opened = open_bundle(validated.bundle)
+    reference = {one.item_id: one for one in read_jsonl(opened.path("reference.jsonl"), Answer)}
     answers = read_jsonl(validated.directory / "answers.jsonl", Answer)
-    classes = bundle.model.text.classes  # type: ignore[union-attr]
-    assert len(answers) == len(bundle.items) == len(reference)
+    classes = opened.model.text.classes  # type: ignore[union-attr]
+    assert len(answers) == len(opened.items) == len(reference)
     for one in answers:
         place = max(range(len(classes)), key=lambda n: one.scores[n])
         assert one.text == classes[place] and one.token_ids == (place,)
@@ -171,6 +175,81 @@ def test_edgevlm_run_prints_classes(validated: validation.Validation, data: Path
     assert said["answer"] == said["classes"][0]["class"]
 
 
+def with_rule(compiled: Path, folder: Path, **changes: Any) -> Path:
+    """The bundle with another rule in its certainty.json."""
+    unpack(compiled, folder)
+    rule = {**json.loads((folder / "certainty.json").read_text()), **changes}
+    (folder / "certainty.json").write_text(json.dumps(rule))
+    bundle.revise(folder, ["certainty.json"], {})
+    return folder
+
+
+ABSTAINING = RECIPE.replace(
+    "gates:",
+    """abstain: {by: maxprob, cost: 1.0, questions: 4, corruptions: []}
+gates:
+  - {metric: answered_share, min: 0.0}
+""".rstrip(),
+)
+
+
+def test_a_classifier_abstains_by_the_probability_of_its_class(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    compiled = pipeline.compile(order(checkpoint, data, tmp_path, ABSTAINING), Silent())
+    done = validation.validate(compiled, False, Silent())
+    opened = open_bundle(compiled)
+    told = opened.manifest["certainty"]["threshold"]
+    assert opened.certainty.abstain == told["by"] == "maxprob" and opened.certainty.graph == ""
+    answers = read_jsonl(done.directory / "answers.jsonl", Answer)
+    judged = {item.id for item in opened.items if item.kind in (Kind.CLEAN, Kind.CORRUPTED)}
+    given = [
+        not abstain.abstains(opened.certainty, one.token_logprobs, None)
+        for one in answers
+        if one.item_id in judged
+    ]
+    assert done.metrics.estimates["answered_share"].value == pytest.approx(sum(given) / len(given))
+    picture = str(data.parent / "disc" / "1.png")
+    for threshold, withheld in ((0.0, False), (1.0, True), (None, True)):
+        folder = with_rule(compiled, tmp_path / f"at {threshold}", threshold=threshold)
+        command = ["run", str(folder), "--unsealed", "--image", picture]
+        said = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+        first = CliRunner().invoke(app, command).stdout.splitlines()[0]
+        assert said["abstained"] is withheld and said["answer"] in tiny_dual.CLASSES
+        assert first == said["answer"] or (withheld and first.startswith("(abstained: "))
+    assert first == "(abstained: at no score was the model right often enough)"
+
+
+def test_the_logit_scale_that_ships_acts(
+    validated: validation.Validation, data: Path, tmp_path: Path
+) -> None:
+    warmer = with_rule(validated.bundle, tmp_path / "warmer", temperature=4.0, fitted_on=5)
+    spec, picture = open_bundle(warmer).model, str(data.parent / "disc" / "1.png")
+    assert isinstance(spec, DualEncoderSpec)
+    run = CliRunner().invoke(app, ["run", str(warmer), "--unsealed", "--image", picture, "--json"])
+    said = json.loads(run.stdout)
+    odds = np.exp(np.array([one["cosine"] for one in said["classes"]]) * spec.logit_scale / 4.0)
+    expected = (odds / odds.sum()).tolist()
+    assert [one["probability"] for one in said["classes"]] == pytest.approx(expected, abs=1e-4)
+    assert said["confidence"] == said["classes"][0]["probability"] < said["max_prob"]
+
+
+def test_the_temperature_of_a_softmax_is_the_scale_of_its_logits(validated: validation.Validation) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 300)
+    scores = rng.normal(0, 0.1, (300, 4))
+    scores[np.arange(300), labels] += 0.15
+    right = (scores.argmax(axis=1) == labels).astype(np.float64)
+    held_out = HeldOut(("p",) * 300, right, right, right, np.zeros((300, 0), np.float32), scores, labels)
+    model = open_bundle(validated.bundle).model
+    assert isinstance(model, DualEncoderSpec)
+    spec = replace(model, logit_scale=30.0)
+    fitted = held_out.temperature(spec)
+    assert fitted is not None
+    assert fitted == pytest.approx(30.0 / fit_logit_scale(scores, labels))  # type: ignore[operator]
+    assert held_out.temperature(replace(spec, logit_scale=60.0)) == pytest.approx(2 * fitted)
+
+
 def test_mistakes_are_sentences(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="A dual encoder is judged on pictures with a class"):
         pipeline.compile(order(checkpoint, None, tmp_path), Silent())
@@ -183,7 +262,7 @@ def test_mistakes_are_sentences(checkpoint: Path, data: Path, tmp_path: Path) ->
     reworded = RECIPE.replace("corruptions: [gaussian_noise]", "perturbations: [paraphrase]")
     with pytest.raises(PlanError, match="perturbations: paraphrase: a dual encoder is asked no question"):
         pipeline.compile(order(checkpoint, data, tmp_path, reworded), Silent())
-    scores = Path("recipes/int8.yaml").read_text() + "  - {metric: top_5_accuracy, min: 0.5}\n"
+    scores = (resources.folder("recipes") / "int8.yaml").read_text() + "  - {metric: top_5_accuracy, min: 0.5}\n"
     with pytest.raises(PlanError, match="gate on top_5_accuracy: only a dual encoder has scores"):
         pipeline.compile(replace(order(checkpoint, None, tmp_path, scores), model="demo"), Silent())
     decoder = RECIPE.replace("text_encoder:", "decoder:")
