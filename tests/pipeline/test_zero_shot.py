@@ -262,7 +262,8 @@ def test_mistakes_are_sentences(checkpoint: Path, data: Path, tmp_path: Path) ->
     reworded = RECIPE.replace("corruptions: [gaussian_noise]", "perturbations: [paraphrase]")
     with pytest.raises(PlanError, match="perturbations: paraphrase: a dual encoder is asked no question"):
         pipeline.compile(order(checkpoint, data, tmp_path, reworded), Silent())
-    scores = (resources.folder("recipes") / "int8.yaml").read_text() + "  - {metric: top_5_accuracy, min: 0.5}\n"
+    int8 = (resources.folder("recipes") / "int8.yaml").read_text()
+    scores = int8 + "  - {metric: top_5_accuracy, min: 0.5}\n"
     with pytest.raises(PlanError, match="gate on top_5_accuracy: only a dual encoder has scores"):
         pipeline.compile(replace(order(checkpoint, None, tmp_path, scores), model="demo"), Silent())
     decoder = RECIPE.replace("text_encoder:", "decoder:")
