@@ -67,7 +67,10 @@ def _litertlm(opened: Bundle, path: Path, out: Path) -> dict[str, Any]:
     tokenizer = opened.path("tokenizer/tokenizer.json")
     model, spec = _model(opened, path), opened.model
     if not isinstance(spec, ModelSpec):
-        raise BundleError(f"{path} holds a dual encoder; LiteRT-LM runs models that answer in words.")
+        raise BundleError(
+            f"{path} holds a model of kind {spec.kind}; LiteRT-LM runs decoders that read picture "
+            "and question."
+        )
     try:
         sections = litertlm.write(model, spec, tokenizer, facts, opened.digest, out)
         compared = litertlm_check.compare(out, opened, spec)

@@ -12,6 +12,7 @@ from edgevlm_deploy.errors import PlanError
 from edgevlm_deploy.quantize.request import DATA_FREE, ModuleRequest, Request
 from edgevlm_deploy.quantize.request import resolve as resolve_precision
 from edgevlm_deploy.recipe import (
+    AbstainBy,
     Algorithm,
     Component,
     Composition,
@@ -22,9 +23,11 @@ from edgevlm_deploy.recipe import (
     Recipe,
     Scheme,
 )
-from edgevlm_deploy.source.model import Architecture, DualArchitecture
-from edgevlm_deploy.target import Target
+from edgevlm_deploy.source.model import AnyArchitecture, EncoderDecoderArchitecture
+from edgevlm_deploy.target import Backend, Target
 
+_FOR_ENCODER_DECODERS = (Algorithm.RTN, Algorithm.HQQ)
+"""The others fold scales into a norm in front of a layer, or pass samples through a Llama-like stack."""
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
 
 
@@ -70,7 +73,7 @@ def resolve(
     recipe: Recipe,
     target: Target,
     modules: Mapping[str, Sequence[str]],
-    architecture: Architecture | DualArchitecture | None = None,
+    architecture: AnyArchitecture | None = None,
 ) -> Plan:
     """Bring a recipe, a target and a model together.
 
@@ -96,6 +99,8 @@ def resolve(
     problems += reduction.problems(recipe.image.reduction, target, architecture)
     problems += _idle_observer(recipe, request)
     problems += _unseen_parts(recipe.calibration.composition, request)
+    if isinstance(architecture, EncoderDecoderArchitecture):
+        problems += _not_for_encoder_decoders(recipe, request, target)
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)
@@ -153,3 +158,36 @@ def _unseen_parts(composition: Composition, request: Request) -> list[str]:
     if composition is not Composition.MIXED and Algorithm.MBQ in {one.algorithm for one in request.values()}:
         problems.append("mbq weighs pictures against answers; it needs calibration.composition mixed.")
     return problems
+
+
+def _not_for_encoder_decoders(recipe: Recipe, request: Request, target: Target) -> list[str]:
+    """What needs a decoder that reads the prompt itself, norms in front of its layers, or no picture."""
+    negation, abstain = recipe.evaluation.negation, recipe.abstain
+    found = {
+        "quantizer: tensorrt": recipe.quantizer is not Quantizer.NEURAL_COMPRESSOR,
+        "abstain.by: selector": abstain is not None and abstain.by is AbstainBy.SELECTOR,
+    }
+    problems = [
+        f"{key} is offered for decoders that read picture and question; take {mending}."
+        for (key, wanted), mending in zip(found.items(), ("neural-compressor", "maxprob"), strict=True)
+        if wanted
+    ]
+    without_picture = {
+        "calibration.composition: text_only": recipe.calibration.composition is Composition.TEXT_ONLY,
+        "evaluation.blind_items": recipe.evaluation.blind_items > 0,
+        "evaluation.negation.blind": negation is not None and negation.blind,
+    }
+    if target.backend is not Backend.ONNXRUNTIME:
+        problems.append(f"an encoder–decoder is not compiled for {target.backend.value}; take onnxruntime.")
+    problems += [
+        f"{key}: an encoder–decoder always reads a picture; leave it out (grey_items asks about a grey one)."
+        for key, wanted in without_picture.items()
+        if wanted
+    ]
+    used = dict.fromkeys(one.algorithm for one in request.values())
+    return problems + [
+        f"{algorithm.value} is not offered for encoder–decoders; "
+        f"take {', '.join(one.value for one in _FOR_ENCODER_DECODERS)}."
+        for algorithm in used
+        if algorithm not in _FOR_ENCODER_DECODERS
+    ]

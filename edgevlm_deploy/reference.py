@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from edgevlm_runner import zero_shot
 from edgevlm_runner.contract import (
     CLEAN,
     Answer,
+    Answering,
     DualEncoderSpec,
+    EncoderDecoderSpec,
     Item,
     Model,
     ModelSpec,
@@ -123,6 +125,8 @@ def _respondent(
     if isinstance(spec, DualEncoderSpec):
         classes = class_embeddings(model, spec, tokenizer)
         return lambda batch: classify(model, batch, spec, classes)
+    if isinstance(spec, EncoderDecoderSpec):
+        return lambda batch: answer_questions(model, batch, spec, tokenizer)
     return lambda batch: generate(model, batch, spec, tokenizer)
 
 
@@ -171,22 +175,57 @@ def generate(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer: 
     with torch.inference_mode():
         output = model.generate(
             **collate([question.inputs for question in batch], spec),
-            max_new_tokens=spec.max_new_tokens,
-            do_sample=False,
-            use_cache=True,
+            **_greedy(spec),
             eos_token_id=list(spec.eos_token_ids),
             pad_token_id=spec.eos_token_ids[0],
-            output_logits=True,
-            return_dict_in_generate=True,
         )
-        tokens = output.sequences[:, -len(output.logits) :]
-        logprobs = torch.stack(
-            [
-                torch.log_softmax(step.double(), -1).gather(-1, tokens[:, i : i + 1])[:, 0]
-                for i, step in enumerate(output.logits)
-            ],
-            1,
-        )
+    return _answers(output, batch, spec, tokenizer)
+
+
+def answer_questions(
+    model: Any, batch: Sequence[Question], spec: EncoderDecoderSpec, tokenizer: Any
+) -> list[Answer]:
+    """The same for an encoder–decoder, questions of one length at a time: transformers' decoder would attend
+    to the padding of shorter ones."""
+    import torch
+
+    found: list[Answer] = []
+    for _, group in groupby(batch, key=lambda question: question.inputs.input_ids.shape[1]):
+        same = list(group)
+        pixels = [one.inputs.pixel_values for one in same if one.inputs.pixel_values is not None]
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=torch.from_numpy(np.concatenate([one.inputs.input_ids for one in same])),
+                pixel_values=torch.from_numpy(np.concatenate(pixels)),
+                **_greedy(spec),
+            )
+        found += _answers(output, same, spec, tokenizer)
+    return found
+
+
+def _greedy(spec: Answering) -> dict[str, Any]:
+    return {
+        "max_new_tokens": spec.max_new_tokens,
+        "do_sample": False,
+        "num_beams": 1,
+        "use_cache": True,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+
+
+def _answers(output: Any, batch: Sequence[Question], spec: Answering, tokenizer: Any) -> list[Answer]:
+    """What transformers generated, with the log-probabilities of raw logits."""
+    import torch
+
+    tokens = output.sequences[:, -len(output.logits) :]
+    logprobs = torch.stack(
+        [
+            torch.log_softmax(step.double(), -1).gather(-1, tokens[:, i : i + 1])[:, 0]
+            for i, step in enumerate(output.logits)
+        ],
+        1,
+    )
     return [
         answer_of(question.item.id, row.tolist(), scores.tolist(), spec, tokenizer)
         for question, row, scores in zip(batch, tokens, logprobs, strict=True)
@@ -194,7 +233,7 @@ def generate(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer: 
 
 
 def answer_of(
-    item_id: str, tokens: list[int], logprobs: list[float], spec: ModelSpec, tokenizer: Any
+    item_id: str, tokens: list[int], logprobs: list[float], spec: Answering, tokenizer: Any
 ) -> Answer:
     """Cut at the first end-of-sequence token, which stays in the token list and out of the text."""
     ends = [position for position, token in enumerate(tokens) if token in spec.eos_token_ids]

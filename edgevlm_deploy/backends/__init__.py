@@ -14,7 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE, DualEncoderSpec, Model
+from edgevlm_runner.contract import (
+    DUAL_ENCODER,
+    ENCODER_DECODER,
+    GENERATIVE,
+    DualEncoderSpec,
+    Model,
+    ModelSpec,
+)
 from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy.errors import MissingExtraError
@@ -32,11 +39,17 @@ _TWO_GRAPHS = {
     "vision_encoder": "graphs/vision_encoder.onnx",
     "text_encoder": "graphs/text_encoder.onnx",
 }
+_READING_GRAPHS = {**_TWO_GRAPHS, "decoder": "graphs/decoder.onnx"}
 _ONE_FILE = {"model": "graphs/model.tflite"}
 GRAPH_NAMES: Mapping[str, Mapping[Backend, Mapping[str, str]]] = {
     GENERATIVE: {
         Backend.ONNXRUNTIME: _THREE_GRAPHS,
         Backend.TENSORRT: _THREE_GRAPHS,
+        Backend.LITERT: _ONE_FILE,
+    },
+    ENCODER_DECODER: {
+        Backend.ONNXRUNTIME: _READING_GRAPHS,
+        Backend.TENSORRT: _READING_GRAPHS,
         Backend.LITERT: _ONE_FILE,
     },
     DUAL_ENCODER: {
@@ -101,6 +114,7 @@ def with_profiles(spec: Model, recipe: Recipe, target: Target) -> Model:
 
     if isinstance(spec, DualEncoderSpec):
         return dataclasses.replace(spec, profiles=tensorrt.encoder_profiles(spec))
+    assert isinstance(spec, ModelSpec)
     profiles = tensorrt.profiles(target, spec, recipe.image.usual_tiles, recipe.generation.usual_prompt)
     return dataclasses.replace(spec, profiles=profiles)
 

@@ -42,7 +42,7 @@ def compile(
     from edgevlm_deploy.quantize import fakequant
 
     made = in_half(quantized or QuantizedModel(QuantizedTable({})))
-    parts: _Parts = _Encoders(spec) if isinstance(spec, DualEncoderSpec) else _Generative(spec, plan)
+    parts = _parts(spec, plan)
     reference = fakequant.apply(half_precision(load_source()), made)
     path = out_dir / spec.graphs[MODEL]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,13 @@ def compile(
         files={spec.graphs[MODEL]: path.stat().st_size},
         verification={**verification.numbers(), **dataclasses.asdict(counted)},
     )
+
+
+def _parts(spec: Model, plan: Plan) -> _Parts:
+    if isinstance(spec, DualEncoderSpec):
+        return _Encoders(spec)
+    assert isinstance(spec, ModelSpec)
+    return _Generative(spec, plan)
 
 
 class _Parts(Protocol):

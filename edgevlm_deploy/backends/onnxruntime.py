@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec
+from edgevlm_runner.contract import DualEncoderSpec, EncoderDecoderSpec, Model, ModelSpec
 from edgevlm_runner.inputs import Inputs
 
 from edgevlm_deploy.backends import CompiledGraphs
@@ -27,7 +27,7 @@ def compile(
     out_dir: Path,
 ) -> CompiledGraphs:
     """See `edgevlm_deploy.backends.Compile`."""
-    from edgevlm_deploy.export import verify, verify_encoders
+    from edgevlm_deploy.export import verify, verify_encoder_decoder, verify_encoders
     from edgevlm_deploy.quantize import fakequant
 
     made = in_half(quantized or QuantizedModel(QuantizedTable({})))
@@ -36,6 +36,8 @@ def compile(
     verification: Any
     if isinstance(spec, DualEncoderSpec):
         verification = verify_encoders.verify(reference, made.table, spec, out_dir, samples)
+    elif isinstance(spec, EncoderDecoderSpec):
+        verification = verify_encoder_decoder.verify(reference, made.table, spec, out_dir, samples)
     else:
         verification = verify.verify(reference, made.table, spec, out_dir, samples)
     return CompiledGraphs(
@@ -53,7 +55,7 @@ def _write(source: Any, quantized: QuantizedModel, spec: Model, out_dir: Path) -
     # The integers are written into the graph later; here only the floats change.
     fakequant.apply(source, dataclasses.replace(quantized, table=QuantizedTable({})))
 
-    exporters = _encoders(spec) if isinstance(spec, DualEncoderSpec) else _generative(spec)
+    exporters = _exporters(spec)
     files: list[Path] = []
     found: set[str] = set()
     for component, export in exporters.items():
@@ -65,6 +67,12 @@ def _write(source: Any, quantized: QuantizedModel, spec: Model, out_dir: Path) -
         found |= modules
     quantized.table.require(found)
     return files
+
+
+def _exporters(spec: Model) -> dict[str, Exporter]:
+    if isinstance(spec, DualEncoderSpec):
+        return _encoders(spec)
+    return _encoder_decoder(spec) if isinstance(spec, EncoderDecoderSpec) else _generative(spec)
 
 
 def _generative(spec: ModelSpec) -> dict[str, Exporter]:
@@ -91,6 +99,16 @@ def _encoders(spec: DualEncoderSpec) -> dict[str, Exporter]:
     return {
         "vision_encoder": onnx_encoders.export_vision_encoder,
         "text_encoder": lambda source: onnx_encoders.export_text_encoder(source, spec.text),
+    }
+
+
+def _encoder_decoder(spec: EncoderDecoderSpec) -> dict[str, Exporter]:
+    from edgevlm_deploy.export import onnx_encoder_decoder
+
+    return {
+        "vision_encoder": lambda source: onnx_encoder_decoder.export_vision_encoder(source, spec),
+        "text_encoder": lambda source: onnx_encoder_decoder.export_text_encoder(source, spec),
+        "decoder": lambda source: onnx_encoder_decoder.export_decoder(source, spec),
     }
 
 

@@ -61,6 +61,7 @@ def compile(
     if isinstance(spec, DualEncoderSpec):
         verification = verify_tensorrt.verify_encoders(reference, made.table, spec, out_dir, samples)
     else:
+        assert isinstance(spec, ModelSpec)
         verification = verify_tensorrt.verify(reference, made.table, spec, out_dir, samples)
     return CompiledGraphs(
         graphs=dict(spec.graphs),
@@ -198,6 +199,7 @@ def _exporters(source: Any, spec: Model, chosen: Any) -> dict[str, Callable[[], 
             "vision_encoder": lambda: tensorrt_encoders.export_vision_encoder(source, chosen),
             "text_encoder": lambda: tensorrt_encoders.export_text_encoder(source, text, chosen),
         }
+    assert isinstance(spec, ModelSpec)
     context, hidden = spec.max_context, spec.hidden
     return {
         "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
-from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec
+from edgevlm_runner.contract import DualEncoderSpec, EncoderDecoderSpec, Model, ModelSpec
 from edgevlm_runner.inputs import Inputs, from_class, from_picture, load_tokenizer
 from edgevlm_runner.preprocess import load_image
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ class Batches(Sequence[Batch]):
     For a dual encoder a row is a picture [1, 3, S, S] and a sentence about its class [1, T]. T is always the
     text encoder's length; the mask leaves out what a causal text encoder never looks at, the padding behind
     the end.
+
+    For an encoder–decoder a row is a picture [1, 3, S, S], a question [1, T], and what the decoder is given
+    while it writes the answer, `decoder_input_ids` [1, N]: its first token, then the answer.
     """
 
     calibration: CalibrationSet
@@ -68,6 +71,8 @@ class Batches(Sequence[Batch]):
             whole = replace(self.spec, text=replace(self.spec.text, padded=True))
             return from_class(picture, row.answer, whole, self.tokenizer)
         asked = from_picture(picture, row.prompt, self.spec, self.tokenizer)
+        if isinstance(self.spec, EncoderDecoderSpec):
+            return asked
         return replace(asked, input_ids=self._with_answer(asked.input_ids, row, self.spec))
 
     def _batch(self, row: Row) -> Batch:
@@ -82,6 +87,11 @@ class Batches(Sequence[Batch]):
             mask = _read(ids, self.spec.text.end_token_id)
             return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.from_numpy(pixels)}
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if isinstance(self.spec, EncoderDecoderSpec):
+            answer = self.tokenizer.encode(row.answer, add_special_tokens=False).ids
+            fed = [self.spec.start_token_id, *answer][: self.spec.max_new_tokens]
+            pixels = torch.from_numpy(inputs.pixel_values)
+            return {**batch, "pixel_values": pixels, "decoder_input_ids": torch.tensor([fed])}
         batch["labels"] = ids.clone()
         batch["labels"][:, : ids.shape[1] - self._answer(row, self.spec).size] = NO_LABEL
         return {**batch, **tensors.pictures([inputs], self.spec)}

@@ -9,7 +9,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import DUAL_ENCODER, DualEncoderSpec, Model, to_json
+from edgevlm_runner.contract import (
+    DUAL_ENCODER,
+    ENCODER_DECODER,
+    DualEncoderSpec,
+    EncoderDecoderSpec,
+    Model,
+    ModelSpec,
+    to_json,
+)
 
 from edgevlm_deploy import __version__, backends, plan, reduction, resources, source
 from edgevlm_deploy.errors import DataError, PlanError
@@ -18,14 +26,14 @@ from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.progress import Watcher
 from edgevlm_deploy.recipe import OF_CLASS_SCORES, AbstainBy, Perturbation, Recipe
 from edgevlm_deploy.samples import Samples, gather
-from edgevlm_deploy.source import Architecture, SourceModel
+from edgevlm_deploy.source import SourceModel
 from edgevlm_deploy.target import Backend, Target
 
 DEMO = "demo"
 DEMOS = {DEMO: resources.DEMO_CHECKPOINT, "demo-clip": resources.DEMO_CLIP}
 """What is compiled without a checkpoint: a small VLM, and a small CLIP."""
-ZERO_SHOT_RECIPE = "zero-shot-classifier"
-"""What a dual encoder is compiled with on every target that executes int8."""
+OWN_RECIPES = {DUAL_ENCODER: "zero-shot-classifier", ENCODER_DECODER: "encoder-decoder"}
+"""Kind of model → what it is compiled with on every target that executes int8."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -84,7 +92,7 @@ class Job:
 
     def load_model(self) -> Any:
         """The torch model that is quantised and exported, image tokens reduced as the recipe says."""
-        if isinstance(self.source_spec, DualEncoderSpec):
+        if not isinstance(self.source_spec, ModelSpec):
             return source.load(self.source)
         tokens = self.source_spec.prompt.tokens_per_tile
         return reduction.apply(source.load(self.source), self.plan.recipe.image.reduction, tokens)
@@ -96,16 +104,19 @@ def prepare(order: Order, watch: Watcher) -> Job:
     demo = order.model in DEMOS
     model = source.inspect(DEMOS.get(order.model, order.model), order.revision, order.offline)
     recipe = resources.recipe(order.recipe or own_recipe(target, model))
-    made = plan.resolve(recipe, target, model.modules, _decoders(model))
+    made = plan.resolve(recipe, target, model.modules, model.architecture)
     backends.require_packages(target.backend)
     watch.begin("Data")
     labelled, cache = model.kind == DUAL_ENCODER, order.out / "stages"
     samples = gather(order.data, order.calibration, order.images, recipe, cache, order.ood, labelled, demo)
     graphs = backends.graph_names(target.backend, model.kind)
     whole = source.model_spec(model, recipe, target.backend.value, graphs, samples.labels)
+    spec: Model = whole
     if isinstance(whole, DualEncoderSpec):
         _check_classes(whole, samples, recipe)
-        spec: Model = whole
+    elif isinstance(whole, EncoderDecoderSpec):
+        _check_gates(recipe)
+        _check_pictures(samples)
     else:
         _check_gates(recipe)
         spec = reduction.reduced(whole, recipe.image.reduction)
@@ -113,13 +124,19 @@ def prepare(order: Order, watch: Watcher) -> Job:
     return Job(model, made, spec, whole, samples, cache, watch)
 
 
-def _decoders(model: SourceModel) -> Architecture | None:
-    return model.architecture if isinstance(model.architecture, Architecture) else None
-
-
 def own_recipe(target: Target, model: SourceModel) -> str:
     """What a model is compiled with when no recipe is named; boards without integers have one for all."""
-    return ZERO_SHOT_RECIPE if model.kind == DUAL_ENCODER and "int8" in target.formats else target.recipe
+    return OWN_RECIPES.get(model.kind, target.recipe) if "int8" in target.formats else target.recipe
+
+
+def _check_pictures(samples: Samples) -> None:
+    """An encoder–decoder reads a question together with a picture."""
+    for sample in (*samples.all, *samples.tuning):
+        if sample.image is None:
+            raise DataError(
+                f"{sample.id}: this model answers questions about a picture, and this one has none. "
+                "Take it out of the data, or give it a picture."
+            )
 
 
 def _check_gates(recipe: Recipe) -> None:

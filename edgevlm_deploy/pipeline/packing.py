@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import GENERATIVE
+from edgevlm_runner.contract import DUAL_ENCODER
 
 from edgevlm_deploy import __version__, bundle
 from edgevlm_deploy.artifacts import stage
@@ -79,7 +79,7 @@ def provenance_of(
         verification=json.loads((exported / "verification.json").read_text()),
         reference={
             "weights": model.dtype,
-            "arithmetic": "float32 on the CPU, batched" + (", greedy" if model.kind == GENERATIVE else ""),
+            "arithmetic": "float32 on the CPU, batched" + ("" if model.kind == DUAL_ENCODER else ", greedy"),
             "noise_floor": answers.noise_floor.model_dump(mode="json"),
         },
         certainty=fitted.facts,

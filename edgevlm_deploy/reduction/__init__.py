@@ -13,7 +13,7 @@ from edgevlm_runner import contract
 from edgevlm_runner.contract import ModelSpec
 
 from edgevlm_deploy.recipe import Reduction, ReductionMethod
-from edgevlm_deploy.source.model import Architecture, DualArchitecture
+from edgevlm_deploy.source.model import AnyArchitecture, Architecture
 from edgevlm_deploy.target import Backend, Target
 
 __all__ = ["apply", "kept_tokens", "problems", "reduced"]
@@ -27,13 +27,11 @@ def kept_tokens(tokens: int, reduction: Reduction) -> int:
     return contract.kept_tokens(tokens, reduction.keep)
 
 
-def problems(
-    reduction: Reduction | None, target: Target, architecture: Architecture | DualArchitecture | None
-) -> list[str]:
+def problems(reduction: Reduction | None, target: Target, architecture: AnyArchitecture | None) -> list[str]:
     """Why it cannot be had, a sentence each; `architecture` None leaves out what depends on the model."""
     if reduction is None:
         return []
-    if isinstance(architecture, DualArchitecture):
+    if architecture is not None and not isinstance(architecture, Architecture):
         return ["image.reduction: this model gives no image tokens to a decoder; leave the reduction out."]
     found = []
     is_fastv = reduction.method is ReductionMethod.FASTV

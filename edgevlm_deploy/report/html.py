@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import GENERATIVE, Answer, read_jsonl
+from edgevlm_runner.contract import DUAL_ENCODER, Answer, read_jsonl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -260,7 +260,7 @@ def _durations(evidence: Mapping[str, Any], verdict: Verdict, kind: str) -> list
     limits = {gate.metric: gate.max for gate in verdict.gates if gate.max is not None}
     rows = []
     # A classifier's first token is its whole answer.
-    wanted = [row for row in DURATIONS if kind == GENERATIVE or row[1] != "time_to_first_token_ms"]
+    wanted = [row for row in DURATIONS if kind != DUAL_ENCODER or row[1] != "time_to_first_token_ms"]
     for title, key, gate in wanted:
         samples = [float(one) for one in evidence["latency"].get(key, ())]
         if samples:

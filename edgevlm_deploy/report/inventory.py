@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE
+from edgevlm_runner.contract import DUAL_ENCODER, ENCODER_DECODER, GENERATIVE
 
 from edgevlm_deploy.bundle import recipe
 from edgevlm_deploy.recipe import Component
@@ -18,6 +18,7 @@ LONGEST_LIST = 8
 
 COMPONENTS: Mapping[str, tuple[Component, ...]] = {
     GENERATIVE: tuple(one for one in Component if one is not Component.TEXT_ENCODER),
+    ENCODER_DECODER: tuple(one for one in Component if one is not Component.PROJECTOR),
     DUAL_ENCODER: (
         Component.VISION_ENCODER,
         Component.TEXT_ENCODER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE
+from edgevlm_runner.contract import DUAL_ENCODER, ENCODER_DECODER, GENERATIVE
 
 from edgevlm_deploy.metrics.taxonomy import Category
 
@@ -51,14 +51,16 @@ class Words:
     accepted: str
 
 
+_ANSWERS = Words(
+    group="Kind of question",
+    calibrated_on="calibration questions",
+    confidence="the geometric mean of the token probabilities",
+    max_prob="MaxProb, the product of the token probabilities",
+    accepted="accepted",
+)
 WORDS: Mapping[str, Words] = {
-    GENERATIVE: Words(
-        group="Kind of question",
-        calibrated_on="calibration questions",
-        confidence="the geometric mean of the token probabilities",
-        max_prob="MaxProb, the product of the token probabilities",
-        accepted="accepted",
-    ),
+    GENERATIVE: _ANSWERS,
+    ENCODER_DECODER: _ANSWERS,
     DUAL_ENCODER: Words(
         group="Class",
         calibrated_on="calibration pictures",

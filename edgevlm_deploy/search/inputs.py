@@ -66,7 +66,8 @@ def gather(
     recipe, watch, spec, unreduced_spec = job.plan.recipe, job.watch, job.spec, job.source_spec
     if not (isinstance(spec, ModelSpec) and isinstance(unreduced_spec, ModelSpec)):
         raise PlanError(
-            f"{job.source.name} is a dual encoder; `edgevlm search` examines models that answer in words."
+            f"{job.source.name} is a model of kind {spec.kind}; `edgevlm search` examines decoders that read "
+            "picture and question."
         )
     given = job.samples
     calibrated = calibration_set(job, given.calibration)

@@ -11,16 +11,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgevlm_runner.contract import DUAL_ENCODER, Model
+from edgevlm_runner.contract import DUAL_ENCODER, ENCODER_DECODER, Model
 
 from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.recipe import Recipe
-from edgevlm_deploy.source import clip, idefics3, siglip, specification
+from edgevlm_deploy.source import blip, clip, idefics3, siglip, specification
 from edgevlm_deploy.source.checkpoint import Checkpoint, open_checkpoint
-from edgevlm_deploy.source.model import Architecture, DualArchitecture, SourceModel
+from edgevlm_deploy.source.model import (
+    AnyArchitecture,
+    Architecture,
+    DualArchitecture,
+    EncoderDecoderArchitecture,
+    SourceModel,
+)
 from edgevlm_deploy.source.specification import Picturing
 
-__all__ = ["Architecture", "DualArchitecture", "SourceModel", "inspect", "load", "model_spec"]
+__all__ = [
+    "AnyArchitecture",
+    "Architecture",
+    "DualArchitecture",
+    "EncoderDecoderArchitecture",
+    "SourceModel",
+    "inspect",
+    "load",
+    "model_spec",
+]
 
 
 class Family(Protocol):
@@ -32,12 +47,13 @@ class Family(Protocol):
 
 
 class Generative(Family, Picturing, Protocol):
-    """The same for checkpoints that answer in words."""
+    """The same for checkpoints whose decoder reads picture and question."""
 
 
 GENERATIVE: Mapping[str, Generative] = dict.fromkeys(idefics3.FAMILIES, idefics3)
 DUAL_ENCODERS: Mapping[str, Family] = {"clip": clip, "siglip": siglip}
-FAMILIES: Mapping[str, Family] = {**GENERATIVE, **DUAL_ENCODERS}
+ENCODER_DECODERS: Mapping[str, Family] = {"blip": blip}
+FAMILIES: Mapping[str, Family] = {**GENERATIVE, **DUAL_ENCODERS, **ENCODER_DECODERS}
 """`model_type` in config.json → the module that knows it."""
 
 
@@ -71,8 +87,8 @@ def model_spec(
     graphs: Mapping[str, str],
     labels: Sequence[str] = (),
 ) -> Model:
-    """What the runner must know about the compiled model; see `specification.model_spec` and
-    `dual_specification.model_spec`.
+    """What the runner must know about the compiled model; see `specification.model_spec`,
+    `dual_specification.model_spec` and `encoder_decoder_specification.model_spec`.
 
     labels: the classes in the data, for a dual encoder whose recipe names none.
     """
@@ -80,4 +96,8 @@ def model_spec(
         from edgevlm_deploy.source import dual_specification
 
         return dual_specification.model_spec(source, recipe, runtime, graphs, labels)
+    if source.kind == ENCODER_DECODER:
+        from edgevlm_deploy.source import encoder_decoder_specification
+
+        return encoder_decoder_specification.model_spec(source, recipe, runtime, graphs)
     return specification.model_spec(source, recipe, runtime, graphs, GENERATIVE[source.family])

@@ -94,7 +94,7 @@ def _stored_number(source: SourceModel, name: str) -> float:
 def _clip_frame(source: SourceModel) -> FrameSpec:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    processor = _processor(source, CLIPImageProcessorPil, ("CLIPImageProcessor", "CLIPFeatureExtractor"))
+    processor = open_processor(source, CLIPImageProcessorPil, ("CLIPImageProcessor", "CLIPFeatureExtractor"))
     edge, crop = dict(processor.size).get("shortest_edge"), dict(processor.crop_size)
     side = _side(source)
     if not edge or not processor.do_center_crop or (crop.get("height"), crop.get("width")) != (side, side):
@@ -104,20 +104,25 @@ def _clip_frame(source: SourceModel) -> FrameSpec:
         )
     if edge < side:
         raise CheckpointError(f"{source.path}: its image processor crops {side} pixels out of {edge}.")
-    return _frame(source, processor, int(edge))
+    return proved_frame(source, processor, side, int(edge))
 
 
 def _siglip_frame(source: SourceModel) -> FrameSpec:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    processor = _processor(source, SiglipImageProcessorPil, ("SiglipImageProcessor",))
-    size, side = dict(processor.size), _side(source)
+    processor = open_processor(source, SiglipImageProcessorPil, ("SiglipImageProcessor",))
+    return squashed_frame(source, processor, _side(source))
+
+
+def squashed_frame(source: SourceModel, processor: Any, side: int) -> FrameSpec:
+    """Of a processor that brings any picture to the vision encoder's square. Raises CheckpointError."""
+    size = dict(processor.size)
     if (size.get("height"), size.get("width")) != (side, side):
         raise CheckpointError(
             f"{source.path}: its image processor resizes to {size}; the vision encoder is made for "
             f"{side} × {side}. They are of different models."
         )
-    return _frame(source, processor, None)
+    return proved_frame(source, processor, side, None)
 
 
 def _side(source: SourceModel) -> int:
@@ -125,7 +130,8 @@ def _side(source: SourceModel) -> int:
     return source.architecture.image_size
 
 
-def _processor(source: SourceModel, kind: Any, names: Sequence[str]) -> Any:
+def open_processor(source: SourceModel, kind: Any, names: Sequence[str]) -> Any:
+    """transformers' image processor, which does all that the device does. Raises CheckpointError."""
     check_image_processor_type(source, names)
     try:
         processor = kind.from_pretrained(source.path, local_files_only=True)
@@ -141,11 +147,11 @@ def _processor(source: SourceModel, kind: Any, names: Sequence[str]) -> Any:
     return processor
 
 
-def _frame(source: SourceModel, processor: Any, shortest_edge: int | None) -> FrameSpec:
-    """Proved on a picture of odd size."""
+def proved_frame(source: SourceModel, processor: Any, side: int, shortest_edge: int | None) -> FrameSpec:
+    """Proved on pictures of odd size. Raises CheckpointError."""
     mean, std = (three(value) for value in (processor.image_mean, processor.image_std))
     spec = FrameSpec(
-        side=_side(source),
+        side=side,
         shortest_edge=shortest_edge,
         resample=int(processor.resample),
         rescale_factor=float(processor.rescale_factor),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevlm_runner.contract import DUAL_ENCODER, GENERATIVE
+from edgevlm_runner.contract import DUAL_ENCODER, ENCODER_DECODER, GENERATIVE
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,43 @@ class DualArchitecture:
 
 
 @dataclass(frozen=True)
+class EncoderDecoderArchitecture:
+    """The numbers of an encoder–decoder that graphs and preprocessing are built from."""
+
+    image_size: int
+    """Side of the square picture in pixels."""
+    patch_size: int
+    vision_layers: int
+    text_layers: int
+    """Of the question encoder."""
+    layers: int
+    """Of the answer decoder."""
+    heads: int
+    """Of the text encoder and of the decoder."""
+    hidden_size: int
+    """Width of all three."""
+    max_text: int
+    """Tokens that text encoder and decoder have positions for."""
+    vocab_size: int
+    start_token_id: int
+    """What an answer begins with."""
+    end_token_id: int
+    pad_token_id: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+    @property
+    def image_tokens(self) -> int:
+        """States that the vision encoder gives for a picture: its patches and one for the class."""
+        return int((self.image_size // self.patch_size) ** 2 + 1)
+
+
+AnyArchitecture = Architecture | DualArchitecture | EncoderDecoderArchitecture
+
+
+@dataclass(frozen=True)
 class SourceModel:
     """A checkpoint that was checked but not loaded; `source.load` makes the torch model.
 
@@ -66,7 +103,7 @@ class SourceModel:
     """What the weights are stored as: "fp16", "bf16" or "fp32"."""
     weight_files: tuple[str, ...]
     """Names of the safetensors files in `path`."""
-    architecture: Architecture | DualArchitecture
+    architecture: AnyArchitecture
     prefixes: Mapping[str, str]
     """component → name of the torch module that holds it, where it is one."""
     modules: Mapping[str, tuple[str, ...]]
@@ -77,8 +114,10 @@ class SourceModel:
 
     @property
     def kind(self) -> str:
-        """As `ModelSpec.kind` and `DualEncoderSpec.kind`."""
-        return DUAL_ENCODER if isinstance(self.architecture, DualArchitecture) else GENERATIVE
+        """As the `kind` of its specification in `edgevlm_runner.contract`."""
+        if isinstance(self.architecture, DualArchitecture):
+            return DUAL_ENCODER
+        return GENERATIVE if isinstance(self.architecture, Architecture) else ENCODER_DECODER
 
     @property
     def tokenizer(self) -> Path:

@@ -185,8 +185,8 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class FrameSpec:
-    """How a picture becomes one square (the numbers of CLIP's or SigLIP's preprocessor; LLaVA-1.5 and
-    PaliGemma use them too)."""
+    """How a picture becomes one square (the numbers of CLIP's or SigLIP's preprocessor; BLIP, LLaVA-1.5
+    and PaliGemma use them too)."""
 
     side: int
     """Of the square, in pixels."""
@@ -246,12 +246,14 @@ Profiles = Mapping[str, Sequence[Mapping[str, Sequence[Sequence[int]]]]]
 """component → optimisation profiles, each input name → smallest, usual and largest shape."""
 
 
-GENERATIVE, DUAL_ENCODER = "generative", "dual_encoder"
+GENERATIVE, ENCODER_DECODER, DUAL_ENCODER = "generative", "encoder_decoder", "dual_encoder"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Everything that the runner must know about a compiled model that answers in words."""
+    """Everything that the runner must know about a compiled model that answers in words, reading
+    picture and question with its decoder.
+    """
 
     family: str
     runtime: str
@@ -318,12 +320,53 @@ class DualEncoderSpec:
     kind: str = DUAL_ENCODER
 
 
-Model = Union[ModelSpec, DualEncoderSpec]
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderSpec:
+    """Everything that the runner must know about a compiled encoder–decoder: a question about a picture is
+    encoded once, and a decoder that attends to it writes the answer.
+    """
+
+    family: str
+    runtime: str
+    """As in ModelSpec."""
+    graphs: Mapping[str, str]
+    """component → path inside the bundle: vision_encoder, text_encoder, decoder; LiteRT has one "model"."""
+    image: FrameSpec
+    image_tokens: int
+    """States that the vision encoder gives for a picture."""
+    question_lengths: Tuple[int, ...]
+    """Tokens that the text encoder reads, special ones included, ascending. The last is the longest question;
+    graphs of static shapes have one signature per length, and shorter questions are padded."""
+    pad_token_id: int
+    start_token_id: int
+    """What the decoder begins an answer with."""
+    eos_token_ids: Tuple[int, ...]
+    max_new_tokens: int
+    """Also the length of the decoder's cache in tokens."""
+    layers: int
+    """Decoder layers."""
+    heads: int
+    head_dim: int
+    hidden_size: int
+    """Width of all three components."""
+    vocab_size: int
+    profiles: Profiles = dataclasses.field(default_factory=dict)
+    kind: str = ENCODER_DECODER
+
+
+Answering = Union[ModelSpec, EncoderDecoderSpec]
+"""Models that answer a question in words."""
+
+Model = Union[ModelSpec, EncoderDecoderSpec, DualEncoderSpec]
 
 
 def model_from_json(data: Any, where: str) -> Model:
     """The specification in a bundle's model.json. Raises BundleError."""
-    kinds: Dict[str, Type[Model]] = {GENERATIVE: ModelSpec, DUAL_ENCODER: DualEncoderSpec}
+    kinds: Dict[str, Type[Model]] = {
+        GENERATIVE: ModelSpec,
+        ENCODER_DECODER: EncoderDecoderSpec,
+        DUAL_ENCODER: DualEncoderSpec,
+    }
     kind = data.get("kind", GENERATIVE) if isinstance(data, dict) else GENERATIVE
     if not isinstance(kind, str) or kind not in kinds:
         raise BundleError(f"{where}: a model of kind {kind!r}; this edgevlm knows {', '.join(kinds)}.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Generator, Optional, Tuple
+from typing import Callable, Generator, Optional, Tuple, Union, cast
 
 import numpy as np
 
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import Answering, EncoderDecoderSpec, ModelSpec
 from edgevlm_runner.errors import ExecutionError, PromptError
-from edgevlm_runner.runtimes import PruningRuntime, Runtime
+from edgevlm_runner.runtimes import EncoderDecoder, PruningRuntime, Runtime
+
+AnyRuntime = Union[Runtime, EncoderDecoder]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +60,20 @@ class Generation:
     """What a Selector looks at besides the probability, float32 [3 D]; only of graphs with `hidden`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A question that was read."""
+
+    logits: np.ndarray
+    """float32 [V] of the first answer token."""
+    step: Callable[[int], np.ndarray]
+    """A token of the answer → logits of the next."""
+    pooled: Optional[np.ndarray]
+    """As `Generation.pooled`."""
+
+
 def generate(
-    runtime: Runtime, spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids: np.ndarray
+    runtime: AnyRuntime, spec: Answering, pixel_values: Optional[np.ndarray], input_ids: np.ndarray
 ) -> Generation:
     """Answer one question; see `stream`."""
     tokens = stream(runtime, spec, pixel_values, input_ids)
@@ -72,33 +86,30 @@ def generate(
 
 
 def stream(
-    runtime: Runtime, spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids: np.ndarray
+    runtime: AnyRuntime, spec: Answering, pixel_values: Optional[np.ndarray], input_ids: np.ndarray
 ) -> Generator[Token, None, Generation]:
     """Yield tokens until end of sequence or `spec.max_new_tokens`; the generator returns the `Generation`.
 
     pixel_values float32 [tiles, 3, S, S] or None, input_ids int64 [1, T] with image tokens expanded.
-    `runtime.start` must have allocated a cache of `spec.max_context` tokens; it is reset here.
+    `runtime.start` must have allocated a cache of `spec.max_context` tokens; it is reset here. An
+    encoder–decoder takes one picture [1, 3, S, S] and the tokens of the question alone.
 
     Raises PromptError, before anything is computed, when the image tokens do not match the picture or
     prompt and answer exceed the context.
     """
-    check_prompt(spec, pixel_values, input_ids)
+    if isinstance(spec, ModelSpec):
+        check_prompt(spec, pixel_values, input_ids)
     start = time.perf_counter()
     features = None if pixel_values is None else runtime.encode_image(pixel_values)
     seen = time.perf_counter()
-    words = runtime.embed(input_ids)
-    runtime.reset()
-    embeds = splice(words, features, input_ids, spec)
-    token, logprob = greedy(prefill(runtime, spec, embeds, input_ids))
-    pooled = (
-        pool(features, words[input_ids != spec.image_token_id], runtime.hidden()) if spec.hidden else None
-    )
+    read = _read(runtime, spec, features, input_ids)
+    token, logprob = greedy(read.logits)
     prefilled = time.perf_counter()
     ids, logprobs, steps = [token], [logprob], []
     yield Token(token, logprob, prefilled - start)
     while token not in spec.eos_token_ids and len(ids) < spec.max_new_tokens:
         before = time.perf_counter()  # what the consumer did since the last token is not counted
-        token, logprob = greedy(runtime.step(runtime.embed(np.array([[token]], np.int64))))
+        token, logprob = greedy(read.step(token))
         steps.append(time.perf_counter() - before)
         ids.append(token)
         logprobs.append(logprob)
@@ -109,8 +120,43 @@ def stream(
         finished=token in spec.eos_token_ids,
         prompt_tokens=int(input_ids.shape[1]),
         timings=Timings(seen - start, prefilled - seen, tuple(steps)),
-        pooled=pooled,
+        pooled=read.pooled,
     )
+
+
+def _read(
+    runtime: AnyRuntime, spec: Answering, features: Optional[np.ndarray], input_ids: np.ndarray
+) -> Read:
+    if isinstance(spec, EncoderDecoderSpec):
+        return _read_question(cast(EncoderDecoder, runtime), spec, features, input_ids)
+    return _read_prompt(cast(Runtime, runtime), spec, features, input_ids)
+
+
+def _read_prompt(
+    runtime: Runtime, spec: ModelSpec, features: Optional[np.ndarray], input_ids: np.ndarray
+) -> Read:
+    """One decoder over the whole prompt, image features in place."""
+    words = runtime.embed(input_ids)
+    runtime.reset()
+    embeds = splice(words, features, input_ids, spec)
+    logits = prefill(runtime, spec, embeds, input_ids)
+    pooled = None
+    if spec.hidden:
+        pooled = pool(features, words[input_ids != spec.image_token_id], runtime.hidden())
+    return Read(logits, lambda token: runtime.step(runtime.embed(np.array([[token]], np.int64))), pooled)
+
+
+def _read_question(
+    runtime: EncoderDecoder,
+    spec: EncoderDecoderSpec,
+    features: Optional[np.ndarray],
+    input_ids: np.ndarray,
+) -> Read:
+    """The question is encoded once; the answer begins with a token of its own."""
+    if features is None:
+        raise PromptError("This model answers questions about a picture; give one (`--image`).")
+    runtime.read_question(features, input_ids)
+    return Read(runtime.step(spec.start_token_id), runtime.step, None)
 
 
 def check_prompt(spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids: np.ndarray) -> None:

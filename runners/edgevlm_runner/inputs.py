@@ -12,9 +12,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from edgevlm_runner import prompt, zero_shot
-from edgevlm_runner.contract import GREY, DualEncoderSpec, Item, Model, ModelSpec
+from edgevlm_runner.contract import GREY, Answering, DualEncoderSpec, EncoderDecoderSpec, Item, Model
 from edgevlm_runner.corrupt import corrupt
-from edgevlm_runner.errors import BundleError
+from edgevlm_runner.errors import BundleError, PromptError
 from edgevlm_runner.preprocess import frame, load_image, tiles
 
 MID_GREY = 128
@@ -41,9 +41,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def from_picture(
-    picture: Optional[Image.Image], question: str, spec: ModelSpec, tokenizer: Tokenizer
+    picture: Optional[Image.Image], question: str, spec: Answering, tokenizer: Tokenizer
 ) -> Inputs:
-    """Preprocess one picture and question."""
+    """Preprocess one picture and question. Raises PromptError without the picture that the model needs."""
+    if isinstance(spec, EncoderDecoderSpec):
+        if picture is None:
+            raise PromptError("This model answers questions about a picture; give one (`--image`).")
+        return Inputs(frame(picture, spec.image), prompt.encode_question(tokenizer, question, spec))
     if picture is None:
         return Inputs(None, prompt.encode(tokenizer, prompt.build(question, None, spec.prompt)))
     cut = tiles(picture, spec.image)

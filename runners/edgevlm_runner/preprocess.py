@@ -1,4 +1,4 @@
-"""Pictures into tiles, as transformers' image processors of Idefics3, SmolVLM, CLIP and SigLIP make them.
+"""Pictures into tiles, as transformers' image processors of Idefics3, SmolVLM, BLIP, CLIP and SigLIP do it.
 
 Pixels are equal to theirs bit for bit (`Idefics3ImageProcessorPil`, `CLIPImageProcessorPil` …): resize,
 cut, rescale and normalise happen in the same order, with Pillow's filters and in the same precision.
@@ -126,7 +126,8 @@ def tiles(image: Image.Image, spec: Pixels) -> Tiles:
 
 
 def frame(image: Image.Image, spec: FrameSpec) -> np.ndarray:
-    """float32 [1, 3, S, S] of one RGB picture: CLIP's resize and centre crop, or SigLIP's squash.
+    """float32 [1, 3, S, S] of one RGB picture: CLIP's resize and centre crop, or SigLIP's and
+    BLIP's squash.
 
     Raises ImageError when the picture is not RGB; `load_image` returns RGB.
     """

@@ -9,12 +9,12 @@ Python 3.8, NumPy and tokenizers only.
 from __future__ import annotations
 
 import re
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from edgevlm_runner.contract import PromptSpec
+from edgevlm_runner.contract import EncoderDecoderSpec, PromptSpec
 from edgevlm_runner.errors import PromptError
 
 IMAGE_SLOT = "{image}"
@@ -66,6 +66,24 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
     Raises PromptError for text that is not valid Unicode.
     """
+    return np.array([_ids(tokenizer, text, with_special=False)], dtype=np.int64)
+
+
+def encode_question(tokenizer: Tokenizer, question: str, spec: EncoderDecoderSpec) -> np.ndarray:
+    """int64 [1, T]: the question alone between the special tokens that the tokenizer puts round a text.
+
+    Raises PromptError for a question that the text encoder cannot read whole, or that is not Unicode.
+    """
+    ids = _ids(tokenizer, question, with_special=True)
+    longest = spec.question_lengths[-1]
+    if len(ids) > longest:
+        raise PromptError(
+            f"The question has {len(ids)} tokens, the text encoder reads {longest}. Shorten the question."
+        )
+    return np.array([ids], dtype=np.int64)
+
+
+def _ids(tokenizer: Tokenizer, text: str, with_special: bool) -> List[int]:
     # A tokenizer.json may carry the padding and truncation of its training; a prompt is never cut silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -73,4 +91,4 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise PromptError(f"The question is not valid Unicode ({error}). Pass it as UTF-8.") from error
-    return np.array([tokenizer.encode(text, add_special_tokens=False).ids], dtype=np.int64)
+    return list(tokenizer.encode(text, add_special_tokens=with_special).ids)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from edgevlm_runner import abstain, runtimes
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import Answer, DualEncoderSpec, Item, ModelSpec
+from edgevlm_runner.contract import Answer, DualEncoderSpec, Item
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.generate import Generation, stream
 from edgevlm_runner.inputs import Inputs, from_item, from_picture, load_tokenizer, picture_of
@@ -98,7 +98,7 @@ class Respondent(_Loaded):
 
     def __init__(self, bundle: Bundle, threads: Optional[int] = None, emulate: bool = False) -> None:
         super().__init__(bundle, threads, emulate)
-        assert isinstance(bundle.model, ModelSpec)
+        assert not isinstance(bundle.model, DualEncoderSpec)
         self._spec = bundle.model
         self.runtime = runtimes.load(bundle.root, self._spec, self.threads, self._accelerator, emulate)
         self._selector: Optional[abstain.Selector] = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Protocol, runtime_checkable
+from typing import Any, Dict, Protocol, Union, runtime_checkable
 
 import numpy as np
 
 from edgevlm_runner.bundle import default_cache
-from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec
+from edgevlm_runner.contract import Answering, DualEncoderSpec, EncoderDecoderSpec, Model
 from edgevlm_runner.errors import BundleError, ExecutionError
 
 
@@ -46,6 +46,29 @@ class Runtime(Protocol):
         """Free the graphs and the cache."""
 
     def __enter__(self) -> Runtime: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class EncoderDecoder(Protocol):
+    """A loaded encoder–decoder that answers one question at a time. A context manager, as `Runtime`."""
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """float32 [1, 3, S, S] → float32 [1, image tokens, D]."""
+
+    def read_question(self, image_states: np.ndarray, input_ids: np.ndarray) -> np.ndarray:
+        """What the answer will attend to; forgets the answer before. int64 [1, T] → float32 [1, T, D]."""
+
+    def step(self, token: int) -> np.ndarray:
+        """Append one token to the answer → logits float32 [V] of the next."""
+
+    def versions(self) -> Dict[str, str]:
+        """Names and versions of the software that computes, for the evidence."""
+
+    def close(self) -> None:
+        """Free the graphs."""
+
+    def __enter__(self) -> EncoderDecoder: ...
 
     def __exit__(self, *error: Any) -> None: ...
 
@@ -90,8 +113,8 @@ class OnAccelerator(Protocol):
 
 
 def load(
-    root: Path, spec: ModelSpec, threads: int, accelerator: str = "cpu", emulate: bool = False
-) -> Runtime:
+    root: Path, spec: Answering, threads: int, accelerator: str = "cpu", emulate: bool = False
+) -> Union[Runtime, EncoderDecoder]:
     """The runtime that `spec.runtime` names, with the graphs below `root` loaded and a cache allocated.
 
     accelerator: what the target computes on; only LiteRT has a choice.
@@ -99,6 +122,8 @@ def load(
     Raises BundleError for a runtime that this version does not know, RuntimeUnavailable when its package
     is missing, ExecutionError when it refuses a graph.
     """
+    if isinstance(spec, EncoderDecoderSpec):
+        return _load_encoder_decoder(root, spec, threads, accelerator, emulate)
     runtime: Runtime
     if spec.runtime == "onnxruntime":
         from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
@@ -120,6 +145,16 @@ def load(
         raise BundleError(_unknown(spec))
     runtime.start(spec.max_context)
     return runtime
+
+
+def _load_encoder_decoder(
+    root: Path, spec: EncoderDecoderSpec, threads: int, accelerator: str, emulate: bool
+) -> EncoderDecoder:
+    if spec.runtime == "onnxruntime":
+        from edgevlm_runner.runtimes.onnxruntime_encoder_decoder import OnnxEncoderDecoder
+
+        return OnnxEncoderDecoder(root, spec, threads)
+    raise BundleError(_unknown(spec))
 
 
 def load_encoders(
