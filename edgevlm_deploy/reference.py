@@ -251,7 +251,8 @@ def answer_of(
 def collate(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, Any]:
     """Left-padded tensors for transformers' generate.
 
-    input_ids, attention_mask int64 [B, T]; and what `calibration.tensors.pictures` gives.
+    input_ids, attention_mask int64 [B, T]; token_type_ids int64 [B, T], 0 in a prompt, where its tokens all
+    see each other; and what `calibration.tensors.pictures` gives.
     """
     import torch
 
@@ -262,4 +263,6 @@ def collate(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, Any]:
         own = one.input_ids.shape[1]
         ids[row, length - own :], mask[row, length - own :] = one.input_ids[0], 1
     tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    if spec.prefix:
+        tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
     return {**tensors, **pictures(batch, spec)}

@@ -83,7 +83,8 @@ def _generative(spec: ModelSpec) -> dict[str, Exporter]:
         layer = None if spec.pruning is None else spec.pruning.layer
         model = onnx.export_decoder(source, layer, spec.hidden)
         rms_norm.fuse_rms_norm(model)
-        rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context), layer)
+        if not spec.prefix:  # the attention that takes the rotation in is always causal
+            rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context), layer)
         return model
 
     return {

@@ -34,6 +34,7 @@ class Batches(Sequence[Batch]):
         input_ids              int64    [1, T]             question, then the answer and end of utterance
         attention_mask         int64    [1, T]
         labels                 int64    [1, T]             ids of the answer and end of utterance, else −100
+        token_type_ids         int64    [1, T]             1 in the answer, where a prompt sees all of itself
 
     and the picture as `tensors.pictures` gives it, where there is one.
 
@@ -94,6 +95,8 @@ class Batches(Sequence[Batch]):
             return {**batch, "pixel_values": pixels, "decoder_input_ids": torch.tensor([fed])}
         batch["labels"] = ids.clone()
         batch["labels"][:, : ids.shape[1] - self._answer(row, self.spec).size] = NO_LABEL
+        if self.spec.prefix:
+            batch["token_type_ids"] = (batch["labels"] != NO_LABEL).long()
         return {**batch, **tensors.pictures([inputs], self.spec)}
 
     def _with_answer(self, asked: NDArray[np.int64], row: Row, spec: ModelSpec) -> NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """Attention in the form that a runtime wants, put in place while torch traces transformers' modules.
 
-transformers dispatches attention by a name in the config. Four names are added here. Two of them emit
-ONNX Runtime's own `com.microsoft` nodes instead of computing: they are for tracing only. The third computes
-in plain operators, which every runtime has; the fourth is ONNX's own Attention, for newer releases of
+transformers dispatches attention by a name in the config. Five names are added here. Three of them emit
+ONNX Runtime's own `com.microsoft` nodes instead of computing: they are for tracing only. The fourth computes
+in plain operators, which every runtime has; the last is ONNX's own Attention, for newer releases of
 TensorRT.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 MULTI_HEAD_ATTENTION = "edgevlm_multi_head_attention"
 GROUP_QUERY_ATTENTION = "edgevlm_group_query_attention"
+PREFIX_ATTENTION = "edgevlm_prefix_attention"
 STATIC_CACHE_ATTENTION = "edgevlm_static_cache_attention"
 STANDARD_ATTENTION = "edgevlm_standard_attention"
 PLAIN_ATTENTION = "eager"
@@ -101,6 +102,64 @@ def _group_query_attention(
     return out.reshape(batch, tokens, heads, size), None
 
 
+def _prefix_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float,
+    key_values: KeyValues,
+    **_: Any,
+) -> tuple[Any, None]:
+    """As `_group_query_attention`, but every token sees every other: of a prompt, or one after it.
+
+    The operator is always causal, so only its cache is used; it is asked for one head per key, the cheapest.
+    """
+    import torch
+
+    batch, _, tokens, size = query.shape
+    kv_heads = key.shape[1]
+    k, v = (x.transpose(1, 2).reshape(batch, tokens, kv_heads * size) for x in (key, value))
+    past_key, past_value = key_values.past[module.layer_idx]
+    held = (batch, kv_heads, key_values.total_length, size)
+    _, *present = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (k, k, v, past_key, past_value, key_values.last_position, key_values.total),
+        attrs={"num_heads": kv_heads, "kv_num_heads": kv_heads, "scale": float(scaling)},
+        dtypes=(k.dtype, k.dtype, k.dtype),
+        shapes=((batch, tokens, kv_heads * size), held, held),
+        version=1,
+    )
+    key_values.present[module.layer_idx] = (present[0], present[1])
+    # A bound cache is longer than what it holds.
+    bounds = (torch.zeros(1, dtype=torch.int64), key_values.total.to(torch.int64).reshape(1))
+    axis = torch.full((1,), 2, dtype=torch.int64)
+    keys, values = (
+        torch.onnx.ops.symbolic("Slice", (one, *bounds, axis), dtype=one.dtype, shape=held) for one in present
+    )
+    return _folded(query, keys, values, scaling), None
+
+
+def _folded(query: Any, keys: Any, values: Any, scaling: float, mask: Any = None) -> Any:
+    """q [B, heads, T, head dim], k and v [B, kv heads, S, head dim] → [B, T, heads, head dim].
+
+    The heads that share a key are folded into the rows of one matrix product, [kv heads, heads per key · T],
+    so keys and values are never repeated. mask [1, 1, T, S] is added to the scores.
+    """
+    import torch
+
+    batch, heads, tokens, size = query.shape
+    kv_heads = keys.shape[1]
+    per_key = heads // kv_heads
+    folded = (query * scaling).reshape(batch, kv_heads, per_key * tokens, size)
+    scores = torch.matmul(folded, keys.transpose(-1, -2))
+    if mask is not None:
+        scores = scores + (torch.cat([mask] * per_key, dim=-2) if per_key > 1 else mask)
+    mixed = torch.matmul(torch.softmax(scores, dim=-1), values).reshape(batch, heads, tokens, size)
+    return mixed.transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class StaticCache:
     """A cache of S columns that every layer writes its new tokens into.
@@ -127,24 +186,11 @@ def _static_cache_attention(
     static_cache: StaticCache,
     **_: Any,
 ) -> tuple[Any, None]:
-    """q [1, heads, T, head dim], k and v [1, kv heads, T, head dim] → [1, T, heads, head dim].
-
-    The heads that share a key are folded into the rows of one matrix product, [kv heads, heads per key · T],
-    so keys and values are never repeated.
-    """
-    import torch
-
-    batch, heads, tokens, size = query.shape
-    kv_heads = key.shape[1]
-    per_key = heads // kv_heads
+    """q [1, heads, T, head dim], k and v [1, kv heads, T, head dim] → [1, T, heads, head dim]."""
     past_key, past_value = static_cache.past[module.layer_idx]
     keys, values = static_cache.write(past_key, key), static_cache.write(past_value, value)
     static_cache.present[module.layer_idx] = (keys, values)
-    folded = (query * scaling).reshape(batch, kv_heads, per_key * tokens, size)
-    mask = torch.cat([static_cache.mask] * per_key, dim=-2) if per_key > 1 else static_cache.mask
-    weights = torch.softmax(torch.matmul(folded, keys.transpose(-1, -2)) + mask, dim=-1)
-    mixed = torch.matmul(weights, values).reshape(batch, heads, tokens, size)
-    return mixed.transpose(1, 2), None
+    return _folded(query, keys, values, scaling, static_cache.mask), None
 
 
 def _standard_attention(
@@ -179,6 +225,7 @@ def _standard_attention(
 _ADDED = {
     MULTI_HEAD_ATTENTION: _multi_head_attention,
     GROUP_QUERY_ATTENTION: _group_query_attention,
+    PREFIX_ATTENTION: _prefix_attention,
     STATIC_CACHE_ATTENTION: _static_cache_attention,
     STANDARD_ATTENTION: _standard_attention,
 }

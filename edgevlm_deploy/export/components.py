@@ -117,6 +117,16 @@ def _key_values(past: tuple[tuple[torch.Tensor, torch.Tensor], ...], mask: torch
     )
 
 
+def sees_whole_prompt(source: Any) -> bool:
+    """Whether all tokens of a prompt see each other (`ModelSpec.prefix`)."""
+    return bool(getattr(source.config.text_config, "use_bidirectional_attention", False))
+
+
+def head_dim(source: Any) -> int:
+    """Width of a decoder's head; not every configuration says it."""
+    return int(source.get_decoder().layers[0].self_attn.head_dim)
+
+
 def check_rotary(source: Any) -> None:
     """Raises ExportError for rotary embeddings that depend on more than the position."""
     kind = source.config.text_config.rope_parameters["rope_type"]

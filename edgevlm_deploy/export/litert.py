@@ -38,7 +38,7 @@ from edgevlm_runner.runtimes.litert_encoders import ENCODE_IMAGE, ENCODE_TEXT
 from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import ExportError, StorageError
 from edgevlm_deploy.export.attention import PLAIN_ATTENTION, STATIC_CACHE_ATTENTION, StaticCache, attention
-from edgevlm_deploy.export.components import Embedding, check_rotary
+from edgevlm_deploy.export.components import Embedding, check_rotary, head_dim
 from edgevlm_deploy.export.encoders import PictureEncoder, TextEncoder
 from edgevlm_deploy.export.vision import vision_encoder
 
@@ -258,7 +258,7 @@ def _signatures(library: Any, source: Any, lengths: StaticLengths, hidden: bool)
         ids = torch.ones(1, tokens, dtype=torch.int32)
         converter.signature(name, _Embed(source).eval(), sample_kwargs={"token_ids": ids})
     for name, (tokens, cache) in lengths.signatures().items():
-        held = torch.zeros(1, text.num_key_value_heads, cache, text.head_dim)
+        held = torch.zeros(1, text.num_key_value_heads, cache, head_dim(source))
         arguments = {
             "embeddings": torch.zeros(1, tokens, text.hidden_size),
             "input_pos": torch.arange(tokens, dtype=torch.int32),

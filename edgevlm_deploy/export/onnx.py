@@ -14,12 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import ExportError
-from edgevlm_deploy.export.attention import GROUP_QUERY_ATTENTION, MULTI_HEAD_ATTENTION, attention
+from edgevlm_deploy.export.attention import (
+    GROUP_QUERY_ATTENTION,
+    MULTI_HEAD_ATTENTION,
+    PREFIX_ATTENTION,
+    attention,
+)
 from edgevlm_deploy.export.components import (
     Decoder,
     Embedding,
     PruningDecoder,
     check_rotary,
+    head_dim,
+    sees_whole_prompt,
 )
 from edgevlm_deploy.export.vision import vision_encoder
 
@@ -64,7 +71,7 @@ def export_decoder(source: Any, pruned_layer: int | None = None, hidden: bool = 
     """
     text = source.config.text_config
     past_tokens, tokens = 5, 3
-    shape = (2, text.num_key_value_heads, past_tokens, text.head_dim)
+    shape = (2, text.num_key_value_heads, past_tokens, head_dim(source))
     past = [torch.zeros(shape) for _ in range(2 * text.num_hidden_layers)]
     past_names, present_names = cache_names(text.num_hidden_layers)
     positions = torch.arange(past_tokens, past_tokens + tokens).repeat(2, 1)
@@ -81,7 +88,8 @@ def export_decoder(source: Any, pruned_layer: int | None = None, hidden: bool = 
             "kept_tokens": (torch.ones(2, 2, dtype=torch.int64), "kept_tokens"),
             "kept_mask": (torch.ones(2, 6, dtype=torch.int64), "kept_total"),
         }
-    with attention(source.get_decoder().config, GROUP_QUERY_ATTENTION):
+    wanted = PREFIX_ATTENTION if sees_whole_prompt(source) else GROUP_QUERY_ATTENTION
+    with attention(source.get_decoder().config, wanted):
         return trace(
             module,
             (*(tensor for tensor, _ in given.values()), *past),

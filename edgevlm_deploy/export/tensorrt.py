@@ -38,7 +38,7 @@ from edgevlm_deploy.export.attention import (
     StaticCache,
     attention,
 )
-from edgevlm_deploy.export.components import Embedding
+from edgevlm_deploy.export.components import Embedding, head_dim
 from edgevlm_deploy.export.passes import lower_opset
 from edgevlm_deploy.export.vision import vision_encoder
 
@@ -95,9 +95,10 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int, hidden: bool
     text = source.config.text_config
     past, tokens = max_context if dialect.standard else 5, 3
     columns = past if dialect.standard else past + tokens
-    held: tuple[int, ...] = (1, past, text.num_key_value_heads, text.head_dim)
+    size = head_dim(source)
+    held: tuple[int, ...] = (1, past, text.num_key_value_heads, size)
     if dialect.standard:
-        held = (1, text.num_key_value_heads, past, text.head_dim)
+        held = (1, text.num_key_value_heads, past, size)
     cache = [torch.zeros(held, dtype=dialect.dtype) for _ in range(2 * text.num_hidden_layers)]
     inputs = {
         "inputs_embeds": (torch.zeros(1, tokens, text.hidden_size, dtype=dialect.dtype), {1: "tokens"}),

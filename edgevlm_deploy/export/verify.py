@@ -263,6 +263,9 @@ def compare(
 def _torch_hidden(text: Any, spec: ModelSpec, sample: Inputs, embeds: Floats) -> Any:
     """float32 [1, T, D] of prompt and generated tokens in one pass; of pruned image tokens there is none."""
     given = torch.from_numpy(embeds)
+    if spec.prefix:
+        mask = _prefix_mask(sample.input_ids.shape[1], embeds.shape[1])
+        return text(inputs_embeds=given, attention_mask=mask, use_cache=False).last_hidden_state
     if spec.pruning is None:
         return text(inputs_embeds=given, use_cache=False).last_hidden_state
     tokens, asked = embeds.shape[1], sample.input_ids.shape[1]
@@ -272,6 +275,13 @@ def _torch_hidden(text: Any, spec: ModelSpec, sample: Inputs, embeds: Floats) ->
     left = tokens - images + kept_tokens(images, spec.pruning.keep)
     positions = torch.arange(tokens)[None]
     return fastv.layers(text, given, positions, torch.from_numpy(places), left, spec.pruning.layer, asked)
+
+
+def _prefix_mask(asked: int, tokens: int) -> Any:
+    """[1, 1, T, T], added to the scores: the prompt sees itself, each later token what is before it."""
+    mask = torch.full((tokens, tokens), torch.finfo(torch.float32).min).triu(1)
+    mask[:asked, :asked] = 0
+    return mask[None, None]
 
 
 def _torch_features(reference: Any, spec: ModelSpec, sample: Inputs) -> Floats | None:

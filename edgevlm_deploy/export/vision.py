@@ -63,5 +63,42 @@ def _position_ids(vision_model: Any) -> torch.Tensor:
     return seen[0].reshape(1, -1)
 
 
-ENCODERS: dict[str, type[torch.nn.Module]] = {"idefics3": _ShuffledTiles, "smolvlm": _ShuffledTiles}
+class _Tower(torch.nn.Module):  # type: ignore[misc]
+    """LLaVA: CLIP or SigLIP up to the chosen layer, without its first place if so chosen, then the projector.
+
+    PaliGemma takes the output of the last layer, normed.
+    """
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        model, config = self.source.model, self.source.config
+        tower = model.vision_tower
+        patches = tower.embeddings.patch_embedding(pixel_values)  # [tiles, D, S / patch, S / patch]
+        hidden = patches.flatten(2).transpose(1, 2)  # [tiles, patches, D]
+        positions = tower.embeddings.position_embedding.weight
+        if hasattr(tower.embeddings, "class_embedding"):
+            first = tower.embeddings.class_embedding.expand(hidden.shape[0], 1, -1)
+            hidden = tower.pre_layrnorm(torch.cat([first, hidden], dim=1) + positions)
+        else:
+            hidden = hidden + positions
+        layers = tower.encoder.layers
+        chosen = getattr(config, "vision_feature_layer", None)
+        for layer in layers if chosen is None else layers[: chosen % (len(layers) + 1)]:
+            hidden = layer(hidden, attention_mask=None)
+        if chosen is None:
+            hidden = tower.post_layernorm(hidden)
+        elif config.vision_feature_select_strategy == "default":
+            hidden = hidden[:, 1:]
+        return model.multi_modal_projector(hidden)
+
+
+ENCODERS: dict[str, type[torch.nn.Module]] = {
+    "idefics3": _ShuffledTiles,
+    "smolvlm": _ShuffledTiles,
+    "llava": _Tower,
+    "paligemma": _Tower,
+}
 """`model_type` in config.json → its vision encoder."""

@@ -42,6 +42,16 @@ def problems(reduction: Reduction | None, target: Target, architecture: AnyArchi
         )
     if architecture is None:
         return found
+    if architecture.prefix:
+        found.append(
+            "image.reduction: in this model every token of the prompt sees every other, which no method here "
+            "reckons with; leave the reduction out."
+        )
+    elif architecture.shuffle == 1 and not is_fastv:
+        found.append(
+            f"image.reduction: {reduction.method.value} works behind a pixel shuffle (Idefics3, SmolVLM), "
+            "which this model does not have. Take fastv or leave the reduction out."
+        )
     layer = reduction.layer or FASTV_LAYER
     if is_fastv and layer >= architecture.layers:
         found.append(

@@ -123,6 +123,9 @@ class Examination:
         before = said[:, :-1]
         inputs["input_ids"] = torch.cat([inputs["input_ids"], before], 1)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(before)], 1)
+        if spec.prefix:  # an answer is no part of the prompt
+            kinds = torch.cat([inputs["token_type_ids"], torch.ones_like(before)], 1)
+            inputs["token_type_ids"] = kinds
         with torch.inference_mode():
             logits = model(**inputs, use_cache=False, logits_to_keep=longest).logits
             logprobs = torch.log_softmax(logits.float(), -1)

@@ -15,7 +15,7 @@ from edgevlm_runner.contract import DUAL_ENCODER, ENCODER_DECODER, Model
 
 from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.recipe import Recipe
-from edgevlm_deploy.source import blip, clip, idefics3, siglip, specification
+from edgevlm_deploy.source import blip, clip, idefics3, llava, paligemma, siglip, specification
 from edgevlm_deploy.source.checkpoint import Checkpoint, open_checkpoint
 from edgevlm_deploy.source.model import (
     AnyArchitecture,
@@ -50,7 +50,11 @@ class Generative(Family, Picturing, Protocol):
     """The same for checkpoints whose decoder reads picture and question."""
 
 
-GENERATIVE: Mapping[str, Generative] = dict.fromkeys(idefics3.FAMILIES, idefics3)
+GENERATIVE: Mapping[str, Generative] = {
+    **dict.fromkeys(idefics3.FAMILIES, idefics3),
+    "llava": llava,
+    "paligemma": paligemma,
+}
 DUAL_ENCODERS: Mapping[str, Family] = {"clip": clip, "siglip": siglip}
 ENCODER_DECODERS: Mapping[str, Family] = {"blip": blip}
 FAMILIES: Mapping[str, Family] = {**GENERATIVE, **DUAL_ENCODERS, **ENCODER_DECODERS}

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from edgevlm_runner import preprocess, zero_shot
-from edgevlm_runner.contract import DualEncoderSpec, FrameSpec, TextSpec
-from PIL import Image
+from edgevlm_runner import zero_shot
+from edgevlm_runner.contract import DualEncoderSpec, TextSpec
 from tokenizers import Tokenizer
 
 from edgevlm_deploy.errors import CheckpointError, DataError, PromptError
 from edgevlm_deploy.recipe import Recipe
 from edgevlm_deploy.source.dual_encoder import LOGIT_BIAS, LOGIT_SCALE
+from edgevlm_deploy.source.frames import clip_frame, siglip_frame
 from edgevlm_deploy.source.model import DualArchitecture, SourceModel
-from edgevlm_deploy.source.specification import check_image_processor_type, open_tokenizers, three
+from edgevlm_deploy.source.specification import open_tokenizers
 
 DYNAMIC_RUNTIMES = ("onnxruntime",)
 """Where a graph takes rows of any length; elsewhere every row is padded to the text encoder's length."""
@@ -59,7 +59,7 @@ def model_spec(
         family=source.family,
         runtime=runtime,
         graphs=dict(graphs),
-        image=_clip_frame(source) if is_clip else _siglip_frame(source),
+        image=(clip_frame if is_clip else siglip_frame)(source, _side(source)),
         text=text,
         projection_size=architecture.projection_size,
         vocab_size=architecture.vocab_size,
@@ -91,82 +91,9 @@ def _stored_number(source: SourceModel, name: str) -> float:
     raise CheckpointError(f"{source.path}: {name} is missing, or is not one number.")
 
 
-def _clip_frame(source: SourceModel) -> FrameSpec:
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    processor = open_processor(source, CLIPImageProcessorPil, ("CLIPImageProcessor", "CLIPFeatureExtractor"))
-    edge, crop = dict(processor.size).get("shortest_edge"), dict(processor.crop_size)
-    side = _side(source)
-    if not edge or not processor.do_center_crop or (crop.get("height"), crop.get("width")) != (side, side):
-        raise CheckpointError(
-            f"{source.path}: its image processor resizes to {dict(processor.size)} and crops to {crop}; "
-            f"expected a shortest_edge, and a centre crop of the vision encoder's {side} × {side}."
-        )
-    if edge < side:
-        raise CheckpointError(f"{source.path}: its image processor crops {side} pixels out of {edge}.")
-    return proved_frame(source, processor, side, int(edge))
-
-
-def _siglip_frame(source: SourceModel) -> FrameSpec:
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
-    processor = open_processor(source, SiglipImageProcessorPil, ("SiglipImageProcessor",))
-    return squashed_frame(source, processor, _side(source))
-
-
-def squashed_frame(source: SourceModel, processor: Any, side: int) -> FrameSpec:
-    """Of a processor that brings any picture to the vision encoder's square. Raises CheckpointError."""
-    size = dict(processor.size)
-    if (size.get("height"), size.get("width")) != (side, side):
-        raise CheckpointError(
-            f"{source.path}: its image processor resizes to {size}; the vision encoder is made for "
-            f"{side} × {side}. They are of different models."
-        )
-    return proved_frame(source, processor, side, None)
-
-
 def _side(source: SourceModel) -> int:
     assert isinstance(source.architecture, DualArchitecture)
     return source.architecture.image_size
-
-
-def open_processor(source: SourceModel, kind: Any, names: Sequence[str]) -> Any:
-    """transformers' image processor, which does all that the device does. Raises CheckpointError."""
-    check_image_processor_type(source, names)
-    try:
-        processor = kind.from_pretrained(source.path, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{source.path}: its image processor cannot be loaded ({error}).") from error
-    steps = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
-    skipped = [step for step in steps if getattr(processor, step) is False]
-    if skipped:
-        raise CheckpointError(
-            f"{source.path}: its image processor goes without {', '.join(skipped)}; the device always "
-            "resizes, rescales and normalises."
-        )
-    return processor
-
-
-def proved_frame(source: SourceModel, processor: Any, side: int, shortest_edge: int | None) -> FrameSpec:
-    """Proved on pictures of odd size. Raises CheckpointError."""
-    mean, std = (three(value) for value in (processor.image_mean, processor.image_std))
-    spec = FrameSpec(
-        side=side,
-        shortest_edge=shortest_edge,
-        resample=int(processor.resample),
-        rescale_factor=float(processor.rescale_factor),
-        mean=mean,
-        std=std,
-    )
-    pixels = np.random.default_rng(0).integers(0, 256, (57, 83, 3), dtype=np.uint8)
-    for picture in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2).copy())):
-        theirs = processor(picture, return_tensors="np")["pixel_values"]
-        if not np.array_equal(preprocess.frame(picture, spec), theirs):
-            raise CheckpointError(
-                f"{source.path}: transformers' {type(processor).__name__} makes other pixels of a picture "
-                "than the device would. Its preprocessing is not supported."
-            )
-    return spec
 
 
 def _check_tokens(source: SourceModel, spec: DualEncoderSpec, tokenizer: Any, on_device: Tokenizer) -> None:

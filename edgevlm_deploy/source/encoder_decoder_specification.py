@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.recipe import Recipe
-from edgevlm_deploy.source.dual_specification import open_processor, squashed_frame
+from edgevlm_deploy.source.frames import open_processor, squashed_frame
 from edgevlm_deploy.source.model import EncoderDecoderArchitecture, SourceModel
 from edgevlm_deploy.source.specification import open_tokenizers
 

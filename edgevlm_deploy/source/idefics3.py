@@ -18,7 +18,7 @@ from edgevlm_deploy.source import loading
 from edgevlm_deploy.source.checkpoint import Checkpoint
 from edgevlm_deploy.source.header import StoredTensor, stored_dtype
 from edgevlm_deploy.source.model import Architecture, SourceModel
-from edgevlm_deploy.source.numbers import matrices, number, section, shape
+from edgevlm_deploy.source.numbers import matrices, number, rope_theta, section, shape
 from edgevlm_deploy.source.specification import (
     chat_prompt,
     check_image_processor_type,
@@ -52,7 +52,6 @@ DEFAULT_IMAGE_SIZE = 224
 DEFAULT_IMAGE_TOKEN_ID = 128257
 DEFAULT_HEADS = 32
 DEFAULT_MAX_CONTEXT = 2048
-DEFAULT_ROPE_THETA = 10000.0
 DEFAULT_TIED = {"idefics3": True, "smolvlm": False}
 
 
@@ -126,27 +125,13 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
         hidden_size=hidden_size,
         vocab_size=vocab_size,
         max_context=number(checkpoint, text, "max_position_embeddings", DEFAULT_MAX_CONTEXT),
-        rope_theta=_rope_theta(checkpoint, text),
+        rope_theta=rope_theta(checkpoint, text),
         image_token_id=number(checkpoint, checkpoint.config, "image_token_id", DEFAULT_IMAGE_TOKEN_ID),
         image_size=image_size,
         patch_size=patch_size,
         tokens_per_tile=patches // folded,
+        shuffle=math.isqrt(folded),
     )
-
-
-def _rope_theta(checkpoint: Checkpoint, text: Mapping[str, Any]) -> float:
-    """At the top in configurations of transformers 4, in `rope_parameters` since 5."""
-    theta = text.get("rope_theta")
-    parameters = text.get("rope_parameters")
-    if theta is None and isinstance(parameters, dict):
-        theta = parameters.get("rope_theta")
-    if theta is None:
-        return DEFAULT_ROPE_THETA
-    if type(theta) not in (int, float):
-        raise CheckpointError(
-            f"{checkpoint.path}: rope_theta in config.json is {theta!r}, expected a number."
-        )
-    return float(theta)
 
 
 def _layers(tensors: Mapping[str, StoredTensor]) -> int:
@@ -183,6 +168,7 @@ def _check_architecture(config: Any, source: SourceModel) -> None:
         image_size=vision.image_size,
         patch_size=vision.patch_size,
         tokens_per_tile=(vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2,
+        shuffle=config.scale_factor,
     )
     ours, made = asdict(source.architecture), asdict(theirs)
     wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,10 +59,16 @@ def _without_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_weights(model: Any, source: SourceModel, tied: Collection[str] = ()) -> None:
+def check_weights(
+    model: Any,
+    source: SourceModel,
+    tied: Collection[str] = (),
+    module_name: Callable[[str], str] = lambda stored: stored,
+) -> None:
     """Every stored tensor is in the model, equal and finite; everything in the model was stored.
 
-    tied: parameters that another one stands for. Raises CheckpointError.
+    tied: parameters that another one stands for; module_name: a stored tensor's name in the model.
+    Raises CheckpointError.
     """
     import torch
     from safetensors import safe_open
@@ -77,8 +83,9 @@ def check_weights(model: Any, source: SourceModel, tied: Collection[str] = ()) -
                 tensor = stored.get_tensor(name).to(torch.float32)
                 if not torch.isfinite(tensor).all():
                     raise CheckpointError(f"{source.path}: {name} holds values that are not finite.")
-                if name not in state or not torch.equal(state[name], tensor):
+                own = module_name(name)
+                if own not in state or not torch.equal(state[own], tensor):
                     raise CheckpointError(f"{source.path}: transformers did not load {name} as it is stored.")
-                missing.discard(name)
+                missing.discard(own)
     if missing:
         raise CheckpointError(f"{source.path}: {sorted(missing)[0]} has no stored weight.")

@@ -28,6 +28,10 @@ class Architecture:
     """Side of one tile in pixels."""
     patch_size: int
     tokens_per_tile: int
+    shuffle: int = 1
+    """shuffle × shuffle neighbouring patches are folded into one image token."""
+    prefix: bool = False
+    """Whether all tokens of the prompt see each other, later ones too."""
 
 
 @dataclass(frozen=True)

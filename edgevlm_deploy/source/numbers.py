@@ -9,6 +9,9 @@ from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.source.checkpoint import Checkpoint
 from edgevlm_deploy.source.header import StoredTensor
 
+DEFAULT_ROPE_THETA = 10000.0
+"""Of transformers' configurations of Llama, Mistral, Qwen2 and Gemma."""
+
 
 def matrices(tensors: Mapping[str, StoredTensor], leave_out: Collection[str]) -> dict[str, tuple[int, int]]:
     """Module → (N, K) of every weight matrix in model order, without the tensors named in `leave_out`
@@ -54,3 +57,18 @@ def shape(checkpoint: Checkpoint, name: str, dimensions: int) -> tuple[int, ...]
             f"a {checkpoint.config['model_type']} model."
         )
     return tensor.shape
+
+
+def rope_theta(checkpoint: Checkpoint, text: Mapping[str, Any]) -> float:
+    """At the top in configurations of transformers 4, in `rope_parameters` since 5."""
+    theta = text.get("rope_theta")
+    parameters = text.get("rope_parameters")
+    if theta is None and isinstance(parameters, dict):
+        theta = parameters.get("rope_theta")
+    if theta is None:
+        return DEFAULT_ROPE_THETA
+    if type(theta) not in (int, float):
+        raise CheckpointError(
+            f"{checkpoint.path}: rope_theta in config.json is {theta!r}, expected a number."
+        )
+    return float(theta)

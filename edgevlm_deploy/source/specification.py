@@ -59,6 +59,7 @@ def model_spec(
         hidden_size=architecture.hidden_size,
         vocab_size=architecture.vocab_size,
         hidden=recipe.has_selector,
+        prefix=architecture.prefix,
     )
     _check_tokens(source, spec, tokenizer, on_device)
     return spec
@@ -87,8 +88,11 @@ def numbers_of(source: SourceModel) -> Architecture:
     return source.architecture
 
 
-def check_image_processor_type(source: SourceModel, accepted: Sequence[str]) -> None:
-    """transformers 5 keeps the image processor inside processor_config.json, 4 in a file of its own."""
+def check_image_processor_type(source: SourceModel, accepted: Sequence[str]) -> str:
+    """The type, one of `accepted`. Raises CheckpointError.
+
+    transformers 5 keeps the image processor inside processor_config.json, 4 in a file of its own.
+    """
     data = optional_json(source.path / "preprocessor_config.json")
     nested = optional_json(source.path / "processor_config.json").get("image_processor")
     if not data and isinstance(nested, dict):
@@ -99,6 +103,7 @@ def check_image_processor_type(source: SourceModel, accepted: Sequence[str]) -> 
             f"{source.path}: image processor {kind or '(none)'}, expected {' or '.join(accepted)} in "
             "preprocessor_config.json or processor_config.json."
         )
+    return kind
 
 
 def three(value: Any) -> tuple[float, float, float]:

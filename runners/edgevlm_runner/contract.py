@@ -278,6 +278,8 @@ class ModelSpec:
     """None for decoders that see every token in every layer."""
     hidden: bool = False
     """Whether the decoder also gives the hidden state behind its logits, for a Selector."""
+    prefix: bool = False
+    """Whether all tokens of the prompt see each other, later ones too; the answer is causal in any case."""
     kind: str = GENERATIVE
 
 

@@ -49,6 +49,7 @@ def test_description(saved: Path) -> None:
         image_size=32,
         patch_size=8,
         tokens_per_tile=4,
+        shuffle=2,
     )
     model = source.load(described)
     assert described.parameters == sum(parameter.numel() for parameter in model.parameters())
