@@ -112,8 +112,8 @@ def _whole_prompt(target: Target, model: Architecture) -> list[str]:
     if not model.prefix or target.backend is Backend.ONNXRUNTIME:
         return []
     return [
-        f"{target.backend.value} reads a prompt in causal order; in this model (PaliGemma) every token of the "
-        "prompt sees every other. Compile it for a target of the backend onnxruntime, e.g. host-cpu."
+        f"{target.backend.value} reads a prompt in causal order; in this model (PaliGemma) each token "
+        "of the prompt sees every other. Compile it for the backend onnxruntime, e.g. host-cpu."
     ]
 
 

@@ -77,8 +77,8 @@ def test_a_hub_id_from_the_cache(saved: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_unknown_family(folder: Path, edit: Callable[..., None]) -> None:
-    edit(folder / "config.json", model_type="llava")
-    with pytest.raises(CheckpointError, match="'llava' is not supported; supported: idefics3, smolvlm, cl"):
+    edit(folder / "config.json", model_type="mllama")
+    with pytest.raises(CheckpointError, match="'mllama' is not supported; supported: idefics3, smolvlm, "):
         source.inspect(folder)
     edit(folder / "config.json", model_type=None)
     with pytest.raises(CheckpointError, match="None is not supported"):
