@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import yaml
 from benchmarks import conditions, page, side_by_side
 from benchmarks.process import run, say
 from benchmarks.rounds import REPOSITORY
-from edgevlm_deploy import resources
+from edgevlm_deploy import __version__, resources
+from edgevlm_deploy.artifacts import stage
 from edgevlm_deploy.demo import dataset
 from edgevlm_deploy.demo.scenes import Split
 from edgevlm_deploy.metrics.tables import Metrics
@@ -91,14 +91,16 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def scenes(recipe: Path) -> Path:
     """Folder with evaluation.jsonl, as many questions as the recipe asks, and calibration.jsonl."""
     asked = resources.recipe(str(recipe)).evaluation
-    folder = BUILD / "scenes"
-    shutil.rmtree(folder, ignore_errors=True)
     repainted, pictures = (
         -(-n // QUESTIONS_PER_PICTURE) for n in (asked.background_items, asked.clean_items)
     )
-    dataset.samples(Split.EVALUATION, pictures, QUESTIONS_PER_PICTURE, folder, repainted, crowds=True)
-    dataset.samples(Split.CALIBRATION, CALIBRATION_PICTURES, QUESTIONS_PER_PICTURE, folder, crowds=True)
-    return folder
+
+    def render(folder: Path) -> None:
+        dataset.samples(Split.EVALUATION, pictures, QUESTIONS_PER_PICTURE, folder, repainted, crowds=True)
+        dataset.samples(Split.CALIBRATION, CALIBRATION_PICTURES, QUESTIONS_PER_PICTURE, folder, crowds=True)
+
+    sizes = {"evaluation": pictures, "repainted": repainted, "calibration": CALIBRATION_PICTURES}
+    return stage(BUILD / "stages", "crowded-scenes", {**sizes, "version": __version__}, render)
 
 
 def judge(precision: str, recipe: Path, data: Path, reuse: bool) -> Judged:

@@ -94,7 +94,7 @@ class Facts:
 
 
 def facts(data: Mapping[str, Any]) -> Facts:
-    """Show any JSON mapping without knowing its keys."""
+    """Show any JSON mapping without knowing its keys; what is empty text is left out."""
     alike = [value for value in data.values() if isinstance(value, Mapping) and _is_flat(value)]
     columns = tuple(dict.fromkeys(key for value in alike for key in value))
     if len(alike) < 2 or any(len(value) < len(columns) for value in alike):
@@ -116,7 +116,7 @@ def _rows(value: Any, key: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, (list, tuple)):
         shown = len(value) <= LONGEST_LIST and not any(isinstance(one, (Mapping, list)) for one in value)
         yield key, ", ".join(map(_text, value)) or "none" if shown else f"{len(value):,} entries"
-    else:
+    elif value != "":
         yield key, "none" if isinstance(value, Mapping) else _text(value)
 
 

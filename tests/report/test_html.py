@@ -127,6 +127,8 @@ def test_what_abstaining_buys_is_drawn_and_told(small_case: Any, text: str, tmp_
         assert f'<polyline class="{whose}"' in text.split("Answering only when sure")[1]
         for one in small_case.metrics.selective[whose].points:
             assert one.threshold is None or f"{one.threshold:.4f}" in text
+    for risk in ("0.5%", "1%", "5%", "10%", "20%"):
+        assert text.count(f'<th scope="row">{risk}</th>') == 1 and text.count(f">C@{risk}<") == 1
     gain = small_case.metrics.selector[1].gains[0].gain
     assert f"a difference of {estimated(gain, Unit.POINTS)}" in text
     assert "By its own threshold the bundle answers" in text and "When the questions drift" in text

@@ -7,7 +7,14 @@ from edgevlm_deploy.report.inventory import facts
 
 def test_nested_keys_become_dotted_rows() -> None:
     found = facts(
-        {"id": "demo", "sizes": {"image": {"side": 96}}, "flag": True, "rate": 0.123456789, "none": None}
+        {
+            "id": "demo",
+            "revision": "",
+            "sizes": {"image": {"side": 96}},
+            "flag": True,
+            "rate": 0.123456789,
+            "none": None,
+        }
     )
     assert found.rows == (
         ("id", "demo"),
