@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from edgevlm_deploy import backends, quiet, reference, resources, source
 from edgevlm_deploy.datasets import Sample
-from edgevlm_deploy.demo.dataset import samples
+from edgevlm_deploy.demo.dataset import CROWDED, samples
 from edgevlm_deploy.demo.questions import KINDS, ask_any
 from edgevlm_deploy.demo.scenes import SIDE, Split, generator, scene
 from edgevlm_deploy.metrics.accuracy import accuracy
@@ -34,9 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=resources.DEMO_CHECKPOINT)
     parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--crowded", action="store_true", help="crowd every second scene")
     arguments = parser.parse_args()
     with quiet.libraries(), TemporaryDirectory() as folder:
-        asked = samples(Split.EVALUATION, arguments.pictures, len(KINDS), Path(folder))
+        asked = samples(
+            Split.EVALUATION, arguments.pictures, len(KINDS), Path(folder), crowds=arguments.crowded
+        )
         seen, blind = (answers(arguments.checkpoint, asked, grey) for grey in (False, True))
     print(table(asked, [one.text for one in seen], [one.text for one in blind], guesses(asked)))
 
@@ -77,7 +80,9 @@ def guesses(asked: Sequence[Sample]) -> list[str]:
         for one in ask_any(scene(Split.TRAIN, index), len(KINDS), generator(Split.TRAIN, index, 1)):
             by_text[one.text][one.answer] += 1
             by_kind[one.kind][one.answer] += 1
-    return [(by_text.get(one.prompt) or by_kind[one.group]).most_common(1)[0][0] for one in asked]
+    kinds = [one.group.removesuffix(CROWDED) for one in asked]
+    known = [by_text.get(one.prompt) or by_kind[kind] for one, kind in zip(asked, kinds, strict=True)]
+    return [answers.most_common(1)[0][0] for answers in known]
 
 
 def table(asked: Sequence[Sample], seen: Sequence[str], blind: Sequence[str], guessed: Sequence[str]) -> str:
@@ -85,8 +90,10 @@ def table(asked: Sequence[Sample], seen: Sequence[str], blind: Sequence[str], gu
         "| kind | questions | accuracy | 95 % interval | blind (grey picture) | best guess from the words |",
         "|---|---|---|---|---|---|",
     ]
-    for kind in (*KINDS, "all"):
+    for kind in (*KINDS, *(kind + CROWDED for kind in KINDS), "all"):
         rows = [i for i, one in enumerate(asked) if kind in (one.group, "all")]
+        if not rows:
+            continue
         shares = [
             sum(accuracy(said[i], asked[i].answers) for i in rows) / len(rows)
             for said in (seen, blind, guessed)

@@ -56,7 +56,8 @@ def samples(
 
     Writes `<split>.jsonl` and `<split>-<scene>.png`; ids are "<split>-<scene>-<question>". The first
     `repainted` scenes are there a second time, with the same questions on another ground. With `crowds`
-    every second scene is a crowded one, and so are the groups of its questions.
+    every second scene is a crowded one, and its questions are groups of their own; since grounds take turns
+    too, all crowds are repainted with the same one.
     """
     name = split.name.lower()
     directory.mkdir(parents=True, exist_ok=True)

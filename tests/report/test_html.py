@@ -240,7 +240,13 @@ def test_probes_have_a_section_of_their_own(
     for row in found.negation:
         assert f"{row.comparison.n}<small>of {row.asked}</small>" in section
         assert quantity(row.artifact_lenient.value, Unit.SHARE) in section
-    for name in ("negation_success", "reference_negation_success", "prior_bias", "relative_spurious_gap"):
+    for name in (
+        "negation_success",
+        "negation_divergence_rate",
+        "reference_negation_success",
+        "prior_bias",
+        "relative_spurious_gap",
+    ):
         assert quantity(found.estimates[name].value, Unit.SHARE) in section
     assert "true yn (control)" in section and "20 of another distribution" in section
     assert "<dt>not to name</dt>" in text and 'data-change="negated:false_yn"' in text
