@@ -32,6 +32,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("robustness_gap", "corrupted_divergence_rate", "corrupted_negative_flip_rate"),
         *("corrupted_positive_flip_rate", "corrupted_ece"),
     ),
+    "The right class among five": ("top_5_accuracy", "top_5_accuracy_drop"),
+    "Pictures of none of the classes": (
+        *("mcm_auroc", "mcm_auroc_drop", "mcm_fpr_at_least_95", "mcm_fpr_at_least_95_increase"),
+        *("mcm_fpr_closest_95", "mcm_fpr_closest_95_increase", "energy_auroc", "energy_auroc_drop"),
+        *("max_logit_auroc", "max_logit_auroc_drop", "entropy_auroc", "entropy_auroc_drop"),
+    ),
     "Perturbation": ("perturbed_divergence_rate", "perturbed_negative_flip_rate"),
     "Negation and prior bias": (
         *("negation_success", "negation_success_drop", "lenient_negation_success"),
@@ -40,6 +46,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Background": (
         *("background_accuracy", "background_gap", "relative_spurious_gap"),
         *("relative_spurious_gap_increase", "background_divergence_rate", "worst_group_accuracy"),
+        "worst_group_accuracy_drop",
     ),
 }
 """Heading → metrics below it, in order. Metrics that stand nowhere here come under `OTHER`."""

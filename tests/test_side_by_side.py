@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from edgevlm_runner.contract import Answer, Item
 
 from benchmarks import page, side_by_side
-from edgevlm_deploy.metrics import Estimate, Metrics, compute
+from edgevlm_deploy.metrics import Estimate, Metrics, compute, dual
+from edgevlm_deploy.metrics.dual.scored import Head, Scored
 from edgevlm_deploy.recipe import Evaluation, GateName
 from edgevlm_deploy.report.quantity import Unit
 
@@ -33,6 +35,24 @@ def columns() -> dict[str, Metrics]:
         name: compute(ITEMS, answers(10), answers(wrong), evaluation)
         for name, wrong in (("FP16", 10), ("W3", 60))
     }
+
+
+def class_scores() -> dict[str, Estimate]:
+    """What a dual encoder has besides: the estimates from the scores of six classes."""
+    cosines, empty = np.eye(60, 6), ("",) * 60
+    given = Scored(
+        classes=tuple("abcdef"),
+        labels=np.arange(60) % 7 - 1,
+        image_ids=tuple(map(str, range(60))),
+        conditions=("clean",) * 60,
+        groups=empty,
+        splits=empty,
+        reference=cosines,
+        artifact=cosines,
+        reference_head=Head(10.0),
+        artifact_head=Head(10.0),
+    )
+    return dual.estimates(given, Evaluation(bootstrap_resamples=100))
 
 
 def found(tables: list[page.Table], name: str) -> tuple[str, ...]:
@@ -75,7 +95,8 @@ def test_metrics_of_no_group_come_last(columns: dict[str, Metrics]) -> None:
 def test_groups_name_metrics_once_and_hold_every_gate_on_answers(columns: dict[str, Metrics]) -> None:
     named = [name for names in side_by_side.GROUPS.values() for name in names]
     assert len(set(named)) == len(named)
-    assert set(named) <= set(columns["W3"].estimates)
+    of_scores = {name for name in class_scores() if not name.startswith("reference_")}
+    assert of_scores <= set(named) <= {*columns["W3"].estimates, *of_scores}
     device = {"time_to_first_token_ms_p95", "latency_ms_p95", "peak_rss_bytes", "bundle_bytes"}
     foreign = {"ood_auroc", "ood_auroc_drop"}
     assert {gate.value for gate in GateName} & set(columns["W3"].estimates) <= {*named, *device, *foreign}
