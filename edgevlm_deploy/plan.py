@@ -23,7 +23,7 @@ from edgevlm_deploy.recipe import (
     Recipe,
     Scheme,
 )
-from edgevlm_deploy.source.model import AnyArchitecture, Architecture, EncoderDecoderArchitecture
+from edgevlm_deploy.source.model import AnyArchitecture, EncoderDecoderArchitecture
 from edgevlm_deploy.target import Backend, Target
 
 _FOR_ENCODER_DECODERS = (Algorithm.RTN, Algorithm.HQQ)
@@ -97,8 +97,6 @@ def resolve(
         problems.append(str(error))
     problems += _unsupported_formats(request, target)
     problems += reduction.problems(recipe.image.reduction, target, architecture)
-    if isinstance(architecture, Architecture):
-        problems += _whole_prompt(target, architecture)
     problems += _idle_observer(recipe, request)
     problems += _unseen_parts(recipe.calibration.composition, request)
     if isinstance(architecture, EncoderDecoderArchitecture):
@@ -106,15 +104,6 @@ def resolve(
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)
-
-
-def _whole_prompt(target: Target, model: Architecture) -> list[str]:
-    if not model.prefix or target.backend is Backend.ONNXRUNTIME:
-        return []
-    return [
-        f"{target.backend.value} reads a prompt in causal order; in this model (PaliGemma) each token "
-        "of the prompt sees every other. Compile it for the backend onnxruntime, e.g. host-cpu."
-    ]
 
 
 def _unsupported_formats(request: Request, target: Target) -> list[str]:

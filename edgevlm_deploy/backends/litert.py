@@ -96,7 +96,9 @@ class _Generative:
     def _lengths(self) -> Any:
         from edgevlm_deploy.export import litert
 
-        return litert.StaticLengths(*self.plan.recipe.generation.static_lengths(self.spec.max_context))
+        caches, prefills = self.plan.recipe.generation.static_lengths(self.spec.max_context)
+        # A prompt whose tokens all see each other is prefilled in one piece, however long it is.
+        return litert.StaticLengths(caches, caches if self.spec.prefix else prefills)
 
     def export(self, source: Any, path: Path) -> None:
         from edgevlm_deploy.export import litert

@@ -76,8 +76,8 @@ def compile(
 
 
 def _half_constants(source: Any) -> Any:
-    """Round what attention scores and the inputs of CLIP's GELU are multiplied by to fp16, in place: fp16
-    graphs hold them as constants."""
+    """Round what attention scores, the inputs of CLIP's GELU and Gemma's embeddings are multiplied by to
+    fp16, in place: fp16 graphs hold them as constants."""
     import torch
     from transformers.activations import QuickGELUActivation
 
@@ -88,6 +88,9 @@ def _half_constants(source: Any) -> Any:
         for name in ("scale", "scaling"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, float(np.float16(getattr(module, name))))
+        scale = getattr(module, "embed_scale", None)
+        if isinstance(scale, torch.Tensor):
+            scale.copy_(scale.half())
         if isinstance(module, QuickGELUActivation):
             module.forward = quick_gelu
     return source

@@ -17,6 +17,8 @@ from typing import List, Tuple
 
 import numpy as np
 
+from edgevlm_runner.errors import ExecutionError
+
 HIDDEN = np.float32(-1e4)
 """Added to the score of a token that is not seen: e^−10⁴ is 0, fp16 holds it, and it never gives NaN."""
 
@@ -52,25 +54,36 @@ def positions(filled: int, tokens: int) -> np.ndarray:
     return np.arange(filled, filled + tokens, dtype=np.int32)[None]
 
 
-def mask(filled: int, past: int, tokens: int) -> np.ndarray:
+def mask(filled: int, past: int, tokens: int, whole: bool = False) -> np.ndarray:
     """float32 [1, 1, tokens, past + tokens] for the append form: 0 where a token is seen, else −1e4.
 
-    Seen are the filled rows (columns 0 … filled − 1) and, causally, the new tokens (columns past …).
+    Seen are the filled rows (columns 0 … filled − 1) and, causally, the new tokens (columns past …); with
+    `whole`, all of the new tokens.
     """
     seen = np.zeros((tokens, past + tokens), bool)
     seen[:, :filled] = True
-    seen[:, past:] = np.tri(tokens, dtype=bool)
+    seen[:, past:] = True if whole else np.tri(tokens, dtype=bool)
     added: np.ndarray = np.where(seen, np.float32(0), HIDDEN)[None, None]
     return added
 
 
-def mask_static(filled: int, tokens: int, max_context: int) -> np.ndarray:
+def mask_static(filled: int, tokens: int, max_context: int, whole: bool = False) -> np.ndarray:
     """float32 [1, 1, tokens, max_context] for the update form, in which new tokens follow the filled rows."""
     seen = np.tri(tokens, max_context, filled, dtype=bool)
+    if whole:
+        seen[:] = seen[-1]
     added: np.ndarray = np.where(seen, np.float32(0), HIDDEN)[None, None]
     return added
 
 
-def pieces(tokens: int, longest: int) -> List[Tuple[int, int]]:
-    """Cut a prompt into runs of at most `longest` tokens: (first token, tokens)."""
+def pieces(tokens: int, longest: int, whole: bool = False) -> List[Tuple[int, int]]:
+    """Cut a prompt into runs of at most `longest` tokens: (first token, tokens).
+
+    Raises ExecutionError for a prompt that must stay `whole`, because its tokens all see each other.
+    """
+    if whole and tokens > longest:
+        raise ExecutionError(
+            f"The prompt's {tokens} tokens all see each other, and the decoder was built for {longest} at "
+            "once. Compile with profiles up to the whole context."
+        )
     return [(first, min(longest, tokens - first)) for first in range(0, tokens, longest)]

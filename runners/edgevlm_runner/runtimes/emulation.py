@@ -106,7 +106,7 @@ class EmulatedTensorRt:
                 f"{total} tokens do not fit the cache of {self._max_context}; call start() with more."
             )
         logits = np.zeros(0, np.float32)
-        for first, count in decoder_window.pieces(embeds.shape[1], self._longest):
+        for first, count in decoder_window.pieces(embeds.shape[1], self._longest, self._spec.prefix):
             logits = self._piece(embeds[:, first : first + count])
         return logits
 
@@ -115,13 +115,15 @@ class EmulatedTensorRt:
         names = [f"past_{part}.{layer}" for layer in range(self._spec.layers) for part in ("key", "value")]
         inputs = {"inputs_embeds": embeds, "position_ids": decoder_window.positions(filled, count)}
         if self._in_place:
-            inputs["mask"] = decoder_window.mask_static(filled, count, self._spec.max_context)
+            inputs["mask"] = decoder_window.mask_static(
+                filled, count, self._spec.max_context, self._spec.prefix
+            )
             inputs["write_index"] = np.array([filled])
             outputs = self._run("decoder", {**inputs, **dict(zip(names, self._cache))})
             self._cache = [outputs[f"present_{name[len('past_') :]}"] for name in names]
         else:
             past = decoder_window.bucket(filled, self._max_context)
-            inputs["mask"] = decoder_window.mask(filled, past, count)
+            inputs["mask"] = decoder_window.mask(filled, past, count, self._spec.prefix)
             held = [buffer[:, :past] for buffer in self._cache]
             outputs = self._run("decoder", {**inputs, **dict(zip(names, held))})
             for buffer, rows in zip(self._cache, outputs["new_keys_values"]):

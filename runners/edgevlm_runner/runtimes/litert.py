@@ -109,7 +109,8 @@ class LiteRt:
     def step(self, embeds: np.ndarray) -> np.ndarray:
         """Append float32 [1, T, D] to the context → logits float32 [V] of its last token.
 
-        All but the last token go through the prefill graphs, in pieces; the last one is decoded.
+        All but the last token go through the prefill graphs, in pieces; the last one is decoded. A prompt
+        whose tokens all see each other is prefilled whole, its last token too, which is then decoded again.
         """
         total = self._tokens + embeds.shape[1]
         if self._tokens == 0:
@@ -119,7 +120,12 @@ class LiteRt:
                 f"{total} tokens do not fit the cache of {self._length}, chosen for prompt and answer."
             )
         lengths = [tokens for cache, tokens in self._steps if cache == self._length]
-        before = embeds.shape[1] - 1
+        whole = self._spec.prefix and embeds.shape[1] > 1
+        before = embeds.shape[1] - (0 if whole else 1)
+        if whole and before > max(lengths):
+            raise ExecutionError(
+                f"The prompt's {before} tokens all see each other; the longest prefill takes {max(lengths)}."
+            )
         for first, count, size in pieces(self._tokens, before, lengths, self._length):
             at = first - self._tokens
             self._append(embeds[:, at : at + count], first, size)
@@ -153,7 +159,8 @@ class LiteRt:
         padded = np.zeros((1, size, embeds.shape[2]), np.float32)
         padded[:, :count] = embeds
         positions = np.arange(first, first + size, dtype=np.int32)
-        hidden = np.arange(self._length)[None] > positions[:, None]
+        seen_up_to = np.full(size, first + count - 1) if self._spec.prefix else positions
+        hidden = np.arange(self._length)[None] > seen_up_to[:, None]
         inputs = {
             "embeddings": padded,
             "input_pos": positions,

@@ -119,7 +119,9 @@ class TensorRt:
             raise ExecutionError(
                 f"{total} tokens do not fit the cache of {self._max_context}; call start() with more."
             )
-        for first, count in decoder_window.pieces(embeds.shape[1], self._decoder.most_tokens):
+        for first, count in decoder_window.pieces(
+            embeds.shape[1], self._decoder.most_tokens, self._spec.prefix
+        ):
             logits = self._decoder.append(embeds[:, first : first + count], self._tokens)
             self._tokens += count
         return logits

@@ -32,7 +32,7 @@ class AppendCache:
     """
 
     def __init__(self, engine: Engine, spec: ModelSpec, max_context: int) -> None:
-        self._engine, self._max_context = engine, max_context
+        self._engine, self._max_context, self._whole = engine, max_context, spec.prefix
         self._rows = window.rows(max_context)
         self._row_shape = (spec.kv_heads, spec.head_dim)
         dtype = np.dtype(engine.types["new_keys_values"])
@@ -60,7 +60,7 @@ class AppendCache:
         return {**shapes, "mask": (1, 1, tokens, past + tokens)}
 
     def staged(self, filled: int, past: int, tokens: int) -> Dict[str, np.ndarray]:
-        return {"mask": window.mask(filled, past, tokens)}
+        return {"mask": window.mask(filled, past, tokens, self._whole)}
 
     def keep(self, filled: int, tokens: int) -> None:
         """Enqueue the copy of all layers' new rows to their place: one strided copy."""
@@ -82,7 +82,7 @@ class UpdateCache:
     """
 
     def __init__(self, engine: Engine, spec: ModelSpec, max_context: int) -> None:
-        self._length = engine.shapes["past_key.0"][2]
+        self._length, self._whole = engine.shapes["past_key.0"][2], spec.prefix
         if max_context > self._length:
             raise ExecutionError(
                 f"The decoder was made for a context of {self._length} tokens, {max_context} were asked for."
@@ -117,7 +117,7 @@ class UpdateCache:
 
     def staged(self, filled: int, past: int, tokens: int) -> Dict[str, np.ndarray]:
         return {
-            "mask": window.mask_static(filled, tokens, self._length),
+            "mask": window.mask_static(filled, tokens, self._length, self._whole),
             "write_index": np.array([filled], np.int64),
         }
 
