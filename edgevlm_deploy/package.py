@@ -71,6 +71,11 @@ def _litertlm(opened: Bundle, path: Path, out: Path) -> dict[str, Any]:
             f"{path} holds a model of kind {spec.kind}; LiteRT-LM runs decoders that read picture "
             "and question."
         )
+    if spec.position_rows > 1:
+        raise BundleError(
+            f"{path}: LiteRT-LM places tokens one after the other, {spec.family} in time, height and width. "
+            "Take --format folder."
+        )
     try:
         sections = litertlm.write(model, spec, tokenizer, facts, opened.digest, out)
         compared = litertlm_check.compare(out, opened, spec)

@@ -97,6 +97,8 @@ def resolve(
         problems.append(str(error))
     problems += _unsupported_formats(request, target)
     problems += reduction.problems(recipe.image.reduction, target, architecture)
+    if isinstance(architecture, Architecture):
+        problems += _pictures(recipe, target, architecture)
     problems += _idle_observer(recipe, request)
     problems += _unseen_parts(recipe.calibration.composition, request)
     if isinstance(architecture, EncoderDecoderArchitecture):
@@ -104,6 +106,37 @@ def resolve(
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)
+
+
+def _pictures(recipe: Recipe, target: Target, model: Architecture) -> list[str]:
+    """Settings of pictures that the model has no use for, or that the backend cannot do without."""
+    wanted, problems = recipe.image, []
+    if not model.cell:
+        sizes = {"max_pixels": wanted.max_pixels, "resolution": wanted.resolution}
+        return [
+            f"image.{name}: this model cuts pictures into squares of {model.image_size} pixels; leave it out."
+            for name, given in sizes.items()
+            if given is not None
+        ]
+    for name, given in {"max_tiles": wanted.max_tiles, "usual_tiles": wanted.usual_tiles}.items():
+        if given is not None:
+            problems.append(
+                f"image.{name}: this model cuts no tiles, it keeps a picture's own resolution. Bound it by "
+                "image.max_pixels."
+            )
+    if wanted.resolution is not None and any(side % model.cell for side in wanted.resolution):
+        problems.append(
+            f"image.resolution: {' × '.join(map(str, wanted.resolution))} pixels; an image token covers "
+            f"{model.cell} × {model.cell} of them. Give multiples of {model.cell}."
+        )
+    if wanted.max_pixels is not None and wanted.max_pixels < model.cell**2:
+        problems.append(f"image.max_pixels: an image token covers {model.cell**2}; give at least as many.")
+    if target.backend is not Backend.ONNXRUNTIME:
+        problems.append(
+            "Models that keep a picture's own resolution are exported for onnxruntime alone, not for "
+            f"{target.backend.value}. Choose such a target, e.g. host-cpu."
+        )
+    return problems
 
 
 def _unsupported_formats(request: Request, target: Target) -> list[str]:

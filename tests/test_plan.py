@@ -11,12 +11,17 @@ from edgevlm_deploy.recipe import (
     Calibration,
     Component,
     Composition,
+    Image,
     ModuleOverride,
     ObserverName,
     Precision,
     Recipe,
+    Reduction,
+    ReductionMethod,
     Scheme,
 )
+from edgevlm_deploy.source import Architecture
+from edgevlm_deploy.target import Target
 
 MODULES = {
     "vision_encoder": ["model.vision_model.encoder.layers.0.mlp.fc1"],
@@ -116,3 +121,26 @@ def test_parts_that_calibration_would_not_see_are_refused() -> None:
         plan.resolve(dual, host, {"text_encoder": ["text_model.encoder.layers.0.mlp.fc1"]})
     with pytest.raises(PlanError, match="mbq weighs pictures against answers"):
         plan.resolve(with_composition(Composition.IMAGE_ONLY, Algorithm.MBQ), host, MODULES)
+
+
+def test_pictures_at_their_own_resolution() -> None:
+    numbers = {"layers": 2, "kv_heads": 2, "head_dim": 16, "hidden_size": 64, "vocab_size": 304}
+    numbers |= {"max_context": 512, "image_token_id": 6, "patch_size": 14}
+    tiled = Architecture(**numbers, rope_theta=1e4, image_size=56, tokens_per_tile=4)
+    native = Architecture(**numbers, rope_theta=1e4, image_size=0, tokens_per_tile=0, merge_size=2)
+    host, recipe = resources.target("host-cpu"), resources.recipe("fp16")
+
+    def problems(model: Architecture, target: Target = host, **image: object) -> str:
+        wanted = recipe.model_copy(update={"image": Image(**image)})
+        with pytest.raises(PlanError) as error:
+            plan.resolve(wanted, target, MODULES, model)
+        return str(error.value)
+
+    plan.resolve(recipe, host, MODULES, native)
+    assert "cuts pictures into squares of 56 pixels" in problems(tiled, max_pixels=10_000)
+    assert "cuts no tiles" in problems(native, max_tiles=2)
+    assert "Give multiples of 28" in problems(native, resolution=(56, 90))
+    assert "an image token covers 784" in problems(native, max_pixels=100)
+    assert "for onnxruntime alone, not for tensorrt" in problems(native, resources.target("orin"))
+    reduction = Reduction(method=ReductionMethod.TOME, keep=0.5)
+    assert "own resolution" in problems(native, reduction=reduction)

@@ -81,14 +81,15 @@ def _generative(spec: ModelSpec) -> dict[str, Exporter]:
 
     def decoder(source: Any) -> Any:
         layer = None if spec.pruning is None else spec.pruning.layer
-        model = onnx.export_decoder(source, layer, spec.hidden)
+        model = onnx.export_decoder(source, layer, spec.hidden, spec.max_context)
         rms_norm.fuse_rms_norm(model)
-        if not spec.prefix:  # the attention that takes the rotation in is always causal
+        # The attention that takes the rotation in is always causal, and positions follow each other.
+        if not spec.prefix and spec.position_rows == 1:
             rotary.fuse_rotary(model, *onnx.rotary_table(source, spec.max_context), layer)
         return model
 
     return {
-        "vision_encoder": onnx.export_vision_encoder,
+        "vision_encoder": lambda source: onnx.export_vision_encoder(source, spec.image),
         "embedding": onnx.export_embedding,
         "decoder": decoder,
     }

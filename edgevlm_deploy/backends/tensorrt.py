@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec, Profiles
+from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec, Profiles, sides
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.preprocess import most_tiles
 from edgevlm_runner.runtimes import decoder_window
@@ -122,10 +122,12 @@ def profiles(target: Target, spec: ModelSpec, usual_tiles: int | None, usual_tok
     a short question, where they are None.
     """
     context, width = spec.max_context, spec.hidden_size
-    side, most = spec.image.tile_size, most_tiles(spec.image)
+    (height, wide), most = sides(spec.image), most_tiles(spec.image)
     tiles = min(usual_tiles or most, most)
     usual = usual_tokens or tiles * spec.prompt.tokens_per_tile + QUESTION_TOKENS
     usual = min(usual, context)
+
+    rows = [spec.position_rows] if spec.position_rows > 1 else []
 
     def fixed(shape: list[int]) -> list[list[int]]:
         return [shape, shape, shape]
@@ -135,7 +137,7 @@ def profiles(target: Target, spec: ModelSpec, usual_tiles: int | None, usual_tok
         pasts = (least, decoder_window.bucket(usual, context), longest)
         inputs = {
             "inputs_embeds": [[1, n, width] for n in tokens],
-            "position_ids": [[1, n] for n in tokens],
+            "position_ids": [[*rows, 1, n] for n in tokens],
             "mask": [[1, 1, n, n + past] for n, past in zip(tokens, pasts, strict=True)],
         }
         cache = [[1, past, spec.kv_heads, spec.head_dim] for past in pasts]
@@ -149,7 +151,7 @@ def profiles(target: Target, spec: ModelSpec, usual_tiles: int | None, usual_tok
 
     standard = dialect(target, with_int4=False).standard
     return {
-        "vision_encoder": [{"pixel_values": [[n, 3, side, side] for n in (1, tiles, most)]}],
+        "vision_encoder": [{"pixel_values": [[n, 3, height, wide] for n in (1, tiles, most)]}],
         "embedding": [{"input_ids": [[1, n] for n in (1, usual, context)]}],
         "decoder": [decoder((1, usual, context)), decoder((1, 1, 1))],
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from edgevlm_runner.contract import ImageSpec, ModelSpec
+from edgevlm_runner import native
+from edgevlm_runner.contract import ImageSpec, ModelSpec, NativeSpec
 from edgevlm_runner.inputs import Inputs
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,10 @@ def pictures(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, torch.Tensor
 
         pixel_values           float32  [B, tiles, 3, S, S]  of families that cut a picture into tiles
         pixel_attention_mask   bool     [B, tiles, S, S]     likewise
-        pixel_values           float32  [pictures, 3, S, S]  of the others
+        pixel_values           float32  [pictures, 3, S, S]  of those that make one square of it
+        pixel_values           float32  [P, 3 · frames · patch²]  of those that keep its resolution
+        image_grid_thw         int64    [pictures, 3]        likewise, patches in time, height and width
+        mm_token_type_ids      int64    [B, T]               likewise, 1 for image tokens; padded on the left
 
     Absent tiles are all zero, which the model drops.
     """
@@ -27,6 +32,9 @@ def pictures(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, torch.Tensor
     given = [one.pixel_values for one in batch if one.pixel_values is not None]
     if not given:
         return {}
+    if isinstance(spec.image, NativeSpec):
+        arrays = _native(batch, spec.image, spec.image_token_id)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
     if not isinstance(spec.image, ImageSpec):
         whole = np.ascontiguousarray(np.concatenate(given), np.float32)
         return {"pixel_values": torch.from_numpy(whole)}
@@ -38,3 +46,16 @@ def pictures(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, torch.Tensor
             tiles = len(one.pixel_values)
             pixels[row, :tiles], seen[row, :tiles] = one.pixel_values, True
     return {"pixel_values": torch.from_numpy(pixels), "pixel_attention_mask": torch.from_numpy(seen)}
+
+
+def _native(batch: Sequence[Inputs], spec: NativeSpec, image_token_id: int) -> dict[str, NDArray[Any]]:
+    given = [one.pixel_values for one in batch if one.pixel_values is not None]
+    cells = [(1, *native.cells(pixels.shape[2:], spec)) for pixels in given]
+    types = np.zeros((len(batch), max(one.input_ids.shape[1] for one in batch)), np.int64)
+    for row, one in enumerate(batch):
+        types[row, types.shape[1] - one.input_ids.shape[1] :] = one.input_ids[0] == image_token_id
+    return {
+        "pixel_values": np.concatenate([native.patches(pixels, spec) for pixels in given]),
+        "image_grid_thw": np.array(cells) * (1, spec.merge_size, spec.merge_size),
+        "mm_token_type_ids": types,
+    }

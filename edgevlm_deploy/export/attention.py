@@ -49,16 +49,19 @@ def _multi_head_attention(
     is_causal: bool = False,
     **_: Any,
 ) -> tuple[Any, None]:
-    """q, k, v [B, heads, T, head dim] → [B, T, heads, head dim]; causal or not, nothing else masked."""
+    """q, k, v [B, heads, T, head dim] → [B, T, heads, head dim]; causal or not.
+
+    attention_mask: None, or int32 [B, T] with 1 for the keys that are there.
+    """
     import torch
 
-    if attention_mask is not None:
-        raise ValueError("full tiles and whole texts have no attention mask")
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError("full tiles and whole texts have no attention mask, windows one of two dimensions")
     batch, heads, tokens, size = query.shape
     q, k, v = (x.transpose(1, 2).reshape(batch, tokens, heads * size) for x in (query, key, value))
     out = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        (q, k, v),
+        (q, k, v) if attention_mask is None else (q, k, v, None, attention_mask),
         attrs={"num_heads": heads, "scale": float(scaling), "unidirectional": int(is_causal)},
         dtype=q.dtype,
         shape=(batch, tokens, heads * size),

@@ -30,7 +30,8 @@ class Embedding(torch.nn.Module):  # type: ignore[misc]
 
 
 class Decoder(torch.nn.Module):  # type: ignore[misc]
-    """inputs_embeds [B, T, D], attention_mask [B, total], position_ids [B, T], key and value per layer
+    """inputs_embeds [B, T, D], attention_mask [B, total], position_ids [B, T] (of M-RoPE [3, B, T]), key and
+    value per layer
     → logits [B, V] of the last token, updated key and value per layer. With `gives_hidden`, the hidden state
     [B, D] that the logits are made of comes after them.
 

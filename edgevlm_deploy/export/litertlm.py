@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from edgevlm_runner.contract import ModelSpec, Pixels
+from edgevlm_runner.contract import ModelSpec, Pixels, sides
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.artifacts import atomic_path
@@ -100,7 +100,7 @@ def _cut(model: Path, spec: ModelSpec, folder: Path) -> dict[str, Path]:
     wanted: tuple[tuple[str, dict[str, str], Pixels | None], ...] = (
         ("embedder", {"embed_1": "embedder"}, None),
         ("prefill_decode", {name: name for name in decoder}, None),
-        ("vision_encoder", {"encode_image": f"vision_{spec.image.tile_size}"}, spec.image),
+        ("vision_encoder", {"encode_image": f"vision_{sides(spec.image)[0]}"}, spec.image),
     )
     parts = {}
     for name, kept, pixels_of in wanted:
@@ -136,7 +136,7 @@ def _metadata(made: Any, spec: ModelSpec) -> Any:
     made.jinja_prompt_template = template(spec)
     picture = made.llm_model_type.generic_model
     picture.image_enabled = True
-    picture.image_tensor_height = picture.image_tensor_width = spec.image.tile_size
+    picture.image_tensor_height, picture.image_tensor_width = sides(spec.image)
     picture.delimiter_regex = f"({_escaped(prompt.image_token)})"
     picture.image_token_regex = _escaped(prompt.image_token)
     picture.image_prefix = prompt.fake_token + prompt.global_token

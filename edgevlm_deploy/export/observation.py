@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from edgevlm_runner import native
 from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.positions import Positions
 from edgevlm_runner.runtimes.onnxruntime import pruned_inputs
 from numpy.typing import NDArray
 
@@ -58,9 +60,8 @@ class ObservedRuntime:
         return {module: np.concatenate(all_, self._axis[module]) for module, all_ in self._pieces.items()}
 
     def encode_image(self, pixel_values: Floats) -> Floats:
-        features = [
-            self._run("vision_encoder", {"pixel_values": tile[None]}, axis=0) for tile in pixel_values
-        ]
+        tiles = [native.vision_inputs(tile[None], self._spec) for tile in pixel_values]
+        features = [self._run("vision_encoder", tile, axis=0) for tile in tiles]
         self.features = np.concatenate([outputs["image_features"] for outputs in features])
         return self.features
 
@@ -76,19 +77,20 @@ class ObservedRuntime:
         past, _ = onnx.cache_names(spec.layers)
         self._past = {name: np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32) for name in past}
         self._tokens = self._kept = 0
+        self._positions = Positions(spec.position_rows)
 
     def read_prompt(self, embeds: Floats, places: NDArray[np.bool_]) -> Floats:
-        return self._step(embeds, places)
+        return self._step(embeds, places, None)
 
-    def step(self, embeds: Floats) -> Floats:
-        return self._step(embeds, np.zeros((1, embeds.shape[1]), np.bool_))
+    def step(self, embeds: Floats, positions: NDArray[np.int64] | None = None) -> Floats:
+        return self._step(embeds, np.zeros((1, embeds.shape[1]), np.bool_), positions)
 
-    def _step(self, embeds: Floats, places: NDArray[np.bool_]) -> Floats:
+    def _step(self, embeds: Floats, places: NDArray[np.bool_], positions: NDArray[np.int64] | None) -> Floats:
         total = self._tokens + embeds.shape[1]
         inputs = {
             "inputs_embeds": embeds,
             "attention_mask": np.ones((1, total), np.int64),
-            "position_ids": np.arange(self._tokens, total, dtype=np.int64)[None],
+            "position_ids": self._positions.take(embeds.shape[1], positions),
         }
         if self._spec.pruning is not None:
             inputs |= pruned_inputs(self._spec.pruning, places, self._kept)

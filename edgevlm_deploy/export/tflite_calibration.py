@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgevlm_runner import native, positions
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.generate import splice
 from edgevlm_runner.inputs import Inputs
@@ -47,10 +48,13 @@ class _Recorder(LiteRt):
         embeds = splice(self.embed(sample.input_ids), features, sample.input_ids, self._spec)
         embeds = embeds[:, : min(length for length, _ in self._steps)]
         self.reset()
+        places = None
+        if self._spec.position_rows > 1:
+            grid = native.grid(sample.pixel_values, self._spec.image)
+            places = positions.of_prompt(sample.input_ids == self._spec.image_token_id, grid)
         first = max(1, embeds.shape[1] - DECODED)
-        self.step(embeds[:, :first])
-        for at in range(first, embeds.shape[1]):
-            self.step(embeds[:, at : at + 1])
+        for begin, end in [(0, first), *((at, at + 1) for at in range(first, embeds.shape[1]))]:
+            self.step(embeds[:, begin:end], None if places is None else places[..., begin:end])
 
     def _run(self, signature: str, inputs: dict[str, Any], cache: Any = None) -> Any:
         if signature == self._watched:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from edgevlm_runner import native
 from edgevlm_runner.contract import ModelSpec, kept_tokens
 from edgevlm_runner.generate import Generation, generate, prefill, splice
 from edgevlm_runner.inputs import Inputs
@@ -228,7 +229,6 @@ def compare(
     tolerance: float,
 ) -> Compared:
     """Torch on the same inputs; its decoder gets the graph's embeddings: each part is judged alone."""
-    text = reference.get_decoder()
     first = sample.input_ids.shape[1] - 1
     with torch.inference_mode(), given_ties(reference, table, observed.quantized) as ties:
         features = _torch_features(reference, spec, sample)
@@ -239,7 +239,9 @@ def compare(
             sample,
             observed.generation,
         )
-        states = _torch_hidden(text, spec, sample, observed.embeds)[:, first - observed.embeds.shape[1] :]
+        states = _torch_hidden(reference, spec, sample, observed.embeds)[
+            :, first - observed.embeds.shape[1] :
+        ]
         logits = reference.lm_head(states)[0].numpy()  # [generated, V]
     found = Compared(
         vision=0.0
@@ -260,12 +262,16 @@ def compare(
     return found
 
 
-def _torch_hidden(text: Any, spec: ModelSpec, sample: Inputs, embeds: Floats) -> Any:
+def _torch_hidden(reference: Any, spec: ModelSpec, sample: Inputs, embeds: Floats) -> Any:
     """float32 [1, T, D] of prompt and generated tokens in one pass; of pruned image tokens there is none."""
+    text = reference.get_decoder()
     given = torch.from_numpy(embeds)
     if spec.prefix:
         mask = _prefix_mask(sample.input_ids.shape[1], embeds.shape[1])
         return text(inputs_embeds=given, attention_mask=mask, use_cache=False).last_hidden_state
+    if spec.position_rows > 1:
+        places = _torch_positions(reference, spec, sample, embeds.shape[1])
+        return text(inputs_embeds=given, position_ids=places, use_cache=False).last_hidden_state
     if spec.pruning is None:
         return text(inputs_embeds=given, use_cache=False).last_hidden_state
     tokens, asked = embeds.shape[1], sample.input_ids.shape[1]
@@ -284,12 +290,24 @@ def _prefix_mask(asked: int, tokens: int) -> Any:
     return mask[None, None]
 
 
+def _torch_positions(reference: Any, spec: ModelSpec, sample: Inputs, tokens: int) -> Any:
+    """int64 [3, 1, T] by the source model's own rule, for the prompt and what follows it."""
+    ids, pixels = torch.from_numpy(sample.input_ids), pictures([sample], spec)
+    if not pixels:
+        return torch.arange(tokens).expand(spec.position_rows, 1, -1)
+    types, grids = pixels["mm_token_type_ids"], pixels["image_grid_thw"]
+    prompt = reference.model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grids)[0]
+    after = torch.arange(tokens - ids.shape[1]) + prompt.max() + 1
+    return torch.cat([prompt, after.expand(spec.position_rows, 1, -1)], dim=-1)
+
+
 def _torch_features(reference: Any, spec: ModelSpec, sample: Inputs) -> Floats | None:
     """float32 [tiles, tokens per tile, D] through the source model's own entry point."""
     if sample.pixel_values is None:
         return None
-    given = pictures([sample], spec)["pixel_values"]
-    pieces = reference.model.get_image_features(given).pooler_output
+    given = pictures([sample], spec)
+    grid = {name: given[name] for name in ("image_grid_thw",) if name in given}
+    pieces = reference.model.get_image_features(given["pixel_values"], **grid).pooler_output
     features = torch.cat([one.flatten(end_dim=-2) for one in pieces])  # [tokens, D]
     result: Floats = features.reshape(len(sample.pixel_values), -1, features.shape[-1]).numpy()
     return result
@@ -316,7 +334,7 @@ def measure(runtime: Runtime, spec: ModelSpec, sample: Inputs, observed: Observe
     features = None if sample.pixel_values is None else runtime.encode_image(sample.pixel_values)
     runtime.reset()
     embeds = splice(runtime.embed(sample.input_ids), features, sample.input_ids, spec)
-    first = prefill(runtime, spec, embeds, sample.input_ids)
+    first = prefill(runtime, spec, embeds, sample.input_ids, native.grid(sample.pixel_values, spec.image))
     pairs = zip(made.token_ids, observed.generation.token_ids, strict=True)
     vision = 0.0
     if features is not None and observed.features is not None:

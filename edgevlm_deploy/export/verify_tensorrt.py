@@ -64,8 +64,8 @@ class ObservedTensorRt(EmulatedTensorRt):
         self.features = super().encode_image(pixel_values)
         return self.features
 
-    def step(self, embeds: Floats) -> Floats:
-        self.logits.append(super().step(embeds))
+    def step(self, embeds: Floats, positions: NDArray[np.int64] | None = None) -> Floats:
+        self.logits.append(super().step(embeds, positions))
         self.states.append(self.hidden())
         return self.logits[-1]
 

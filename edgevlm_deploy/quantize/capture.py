@@ -22,6 +22,9 @@ def samples(batches: Iterable[Batch]) -> Iterator[dict[str, Any]]:
     import torch
 
     for batch in batches:
+        if len(batch.get("attention_mask", ())) == 1 and bool(batch["attention_mask"].all()):
+            yield dict(batch)  # pictures at their own resolution have no row per sample
+            continue
         if "input_ids" not in batch or "attention_mask" not in batch:
             raise DataError(f"A calibration batch needs input_ids and attention_mask, got {sorted(batch)}.")
         for row, mask in enumerate(batch["attention_mask"].bool()):

@@ -41,8 +41,22 @@ class Image(Frozen):
     """Upper bound on tiles per picture, global view included; None keeps the model's own preprocessing."""
     usual_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
     """Tiles of a usual picture, which engines are tuned for (TensorRT); None: as many as there can be."""
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    """Upper bound on a picture's pixels, of models that keep its own resolution (Qwen-VL): larger ones are
+    shrunk. None keeps the model's own bound.
+    """
+    resolution: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Height and width in pixels that every picture is stretched to, of the same models; None keeps each
+    picture's own.
+    """
     reduction: Reduction | None = None
     """Fewer image tokens than the model makes of a tile; None keeps them all."""
+
+    @model_validator(mode="after")
+    def _one_size_has_no_bound(self) -> Image:
+        if self.max_pixels is not None and self.resolution is not None:
+            raise ValueError("image: give `max_pixels` or `resolution`, not both")
+        return self
 
 
 class Generation(Frozen):

@@ -42,6 +42,11 @@ def problems(reduction: Reduction | None, target: Target, architecture: AnyArchi
         )
     if architecture is None:
         return found
+    if architecture.cell:
+        return [
+            f"image.reduction: {reduction.method.value} is not implemented for models that keep a picture's "
+            "own resolution; lower image.max_pixels instead."
+        ]
     if architecture.prefix:
         found.append(
             "image.reduction: in this model every token of the prompt sees every other, which no method here "

@@ -121,11 +121,12 @@ class Examination:
         inputs = reference.collate([question.inputs for question in batch], spec)
         # The last token predicts nothing that is asked for; padding on the right is seen by nobody before it.
         before = said[:, :-1]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], before], 1)
-        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(before)], 1)
-        if spec.prefix:  # an answer is no part of the prompt
-            kinds = torch.cat([inputs["token_type_ids"], torch.ones_like(before)], 1)
-            inputs["token_type_ids"] = kinds
+        new = {"input_ids": before, "attention_mask": torch.ones_like(before)}
+        # An answer is no part of the prompt, and shows no picture.
+        new |= {"token_type_ids": torch.ones_like(before), "mm_token_type_ids": torch.zeros_like(before)}
+        inputs |= {
+            name: torch.cat([inputs[name], columns], 1) for name, columns in new.items() if name in inputs
+        }
         with torch.inference_mode():
             logits = model(**inputs, use_cache=False, logits_to_keep=longest).logits
             logprobs = torch.log_softmax(logits.float(), -1)

@@ -15,7 +15,17 @@ from edgevlm_runner.contract import DUAL_ENCODER, ENCODER_DECODER, Model
 
 from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.recipe import Recipe
-from edgevlm_deploy.source import blip, clip, idefics3, llava, paligemma, siglip, specification
+from edgevlm_deploy.source import (
+    blip,
+    clip,
+    idefics3,
+    llava,
+    paligemma,
+    qwen2_5_vl,
+    qwen2_vl,
+    siglip,
+    specification,
+)
 from edgevlm_deploy.source.checkpoint import Checkpoint, open_checkpoint
 from edgevlm_deploy.source.model import (
     AnyArchitecture,
@@ -54,6 +64,8 @@ GENERATIVE: Mapping[str, Generative] = {
     **dict.fromkeys(idefics3.FAMILIES, idefics3),
     "llava": llava,
     "paligemma": paligemma,
+    "qwen2_vl": qwen2_vl.FAMILY,
+    "qwen2_5_vl": qwen2_5_vl.FAMILY,
 }
 DUAL_ENCODERS: Mapping[str, Family] = {"clip": clip, "siglip": siglip}
 ENCODER_DECODERS: Mapping[str, Family] = {"blip": blip}

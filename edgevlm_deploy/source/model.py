@@ -25,13 +25,25 @@ class Architecture:
     rope_theta: float
     image_token_id: int
     image_size: int
-    """Side of one tile in pixels."""
+    """Side of one tile in pixels; 0 for families that keep a picture's own resolution."""
     patch_size: int
     tokens_per_tile: int
+    """0 where they depend on the picture."""
     shuffle: int = 1
     """shuffle × shuffle neighbouring patches are folded into one image token."""
     prefix: bool = False
     """Whether all tokens of the prompt see each other, later ones too."""
+    merge_size: int = 0
+    """Of families that keep a picture's own resolution: merge × merge patches, a cell, become one token."""
+    frames: int = 0
+    """Of a film, that one patch spans; likewise."""
+    window_size: int = 0
+    """Side in pixels of the vision encoder's attention windows; 0 without."""
+
+    @property
+    def cell(self) -> int:
+        """Side in pixels of what becomes one image token, 0 for families that cut pictures into tiles."""
+        return self.patch_size * self.merge_size
 
 
 @dataclass(frozen=True)

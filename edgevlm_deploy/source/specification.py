@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgevlm_runner import prompt
-from edgevlm_runner.contract import ImageSpec, ModelSpec, Pixels, PromptSpec
+from edgevlm_runner import native, prompt
+from edgevlm_runner.contract import ImageSpec, ModelSpec, NativeSpec, Pixels, PromptSpec
 from tokenizers import Tokenizer
 
 from edgevlm_deploy.errors import CheckpointError, MissingExtraError
@@ -43,12 +44,13 @@ def model_spec(
     tokenizer, on_device = open_tokenizers(source)
     architecture = numbers_of(source)
     max_context = min(recipe.generation.max_context, architecture.max_context)
+    image = family.image_spec(source, recipe)
     spec = ModelSpec(
         family=source.family,
         runtime=runtime,
         graphs=dict(graphs),
-        image=family.image_spec(source, recipe),
-        prompt=family.prompt_spec(source, tokenizer),
+        image=image,
+        prompt=_counted(family.prompt_spec(source, tokenizer), image),
         image_token_id=architecture.image_token_id,
         eos_token_ids=eos_token_ids(source, on_device),
         max_new_tokens=min(recipe.generation.max_new_tokens, max_context - 1),
@@ -60,9 +62,18 @@ def model_spec(
         vocab_size=architecture.vocab_size,
         hidden=recipe.has_selector,
         prefix=architecture.prefix,
+        position_rows=3 if isinstance(image, NativeSpec) else 1,
     )
     _check_tokens(source, spec, tokenizer, on_device)
     return spec
+
+
+def _counted(prompt: PromptSpec, image: Pixels) -> PromptSpec:
+    """With the image tokens of the one size that every picture is given, if there is one."""
+    if isinstance(image, NativeSpec) and image.size is not None:
+        rows, cols = native.cells(image.size, image)
+        return replace(prompt, tokens_per_tile=rows * cols)
+    return prompt
 
 
 def open_tokenizers(source: SourceModel) -> tuple[Any, Tokenizer]:
@@ -219,9 +230,11 @@ def eos_token_ids(source: SourceModel, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _check_tokens(source: SourceModel, spec: ModelSpec, tokenizer: Any, on_device: Tokenizer) -> None:
     """The device's tokens are transformers' tokens, on prompts with and without a picture."""
+    # A picture at its own resolution has as many as it needs; any number proves the tokens.
+    per_tile = 6 if isinstance(spec.image, NativeSpec) else spec.prompt.tokens_per_tile
     grids = (None, (0, 0), (2, 3)) if isinstance(spec.image, ImageSpec) else (None, (0, 0))
     for grid in grids:
-        text = prompt.build("Is it 12 or 3.5 cm,\n or “naïve”?", grid, spec.prompt)
+        text = prompt.build("Is it 12 or 3.5 cm,\n or “naïve”?", grid, spec.prompt, per_tile)
         ours = prompt.encode(on_device, text)[0].tolist()
         # As processors do: what begins with BOS gets no special tokens, and other text gets its own.
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
@@ -234,7 +247,7 @@ def _check_tokens(source: SourceModel, spec: ModelSpec, tokenizer: Any, on_devic
                 f"prompt ({len(ours)} and {len(theirs)} tokens). Save the tokenizer again."
             )
         views = 0 if grid is None else grid[0] * grid[1] + 1
-        if ours.count(spec.image_token_id) != views * spec.prompt.tokens_per_tile:
+        if ours.count(spec.image_token_id) != views * per_tile:
             raise CheckpointError(
                 f"{source.path}: {spec.prompt.image_token!r} is no single token of tokenizer.json; "
                 "the picture cannot be placed."

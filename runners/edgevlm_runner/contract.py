@@ -22,7 +22,12 @@ from typing import (
 
 from edgevlm_runner.errors import BundleError
 
-# What is written here is read and written in one way; importers find both in this module.
+# What is written here is read and written in one way; importers find all of it in this module.
+from edgevlm_runner.pixels import FrameSpec as FrameSpec
+from edgevlm_runner.pixels import ImageSpec as ImageSpec
+from edgevlm_runner.pixels import NativeSpec as NativeSpec
+from edgevlm_runner.pixels import Pixels as Pixels
+from edgevlm_runner.pixels import sides as sides
 from edgevlm_runner.records import from_json as from_json
 from edgevlm_runner.records import read_jsonl as read_jsonl
 from edgevlm_runner.records import to_json as to_json
@@ -165,51 +170,6 @@ class Certainty:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageSpec:
-    """How a picture becomes tiles (the numbers of Idefics3's and SmolVLM's preprocessor)."""
-
-    tile_size: int
-    """Side of one square tile in pixels."""
-    longest_edge: int
-    """The picture is resized to this before splitting."""
-    split: bool
-    """Cut into tiles plus one global view; otherwise one square tile."""
-    max_tiles: Optional[int]
-    """Upper bound on tiles per picture, global view included; None for the model's own."""
-    resample: int
-    """Pillow's filter number."""
-    rescale_factor: float
-    mean: Tuple[float, float, float]
-    std: Tuple[float, float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameSpec:
-    """How a picture becomes one square (the numbers of CLIP's or SigLIP's preprocessor; BLIP, LLaVA-1.5
-    and PaliGemma use them too)."""
-
-    side: int
-    """Of the square, in pixels."""
-    shortest_edge: Optional[int]
-    """The picture is resized until its shorter edge has this length, then its middle is cut out; None: it
-    is squashed into the square."""
-    resample: int
-    """Pillow's filter number."""
-    rescale_factor: float
-    mean: Tuple[float, float, float]
-    std: Tuple[float, float, float]
-
-    @property
-    def tile_size(self) -> int:
-        """As in ImageSpec: the square is the only tile."""
-        return self.side
-
-
-Pixels = Union[ImageSpec, FrameSpec]
-"""How one picture is prepared; a family has one of them."""
-
-
-@dataclasses.dataclass(frozen=True)
 class PromptSpec:
     """The chat template rendered once on the host, with two slots left open.
 
@@ -280,6 +240,8 @@ class ModelSpec:
     """Whether the decoder also gives the hidden state behind its logits, for a Selector."""
     prefix: bool = False
     """Whether all tokens of the prompt see each other, later ones too; the answer is causal in any case."""
+    position_rows: int = 1
+    """Numbers that say where a token stands: 1, or 3 (time, height, width) for M-RoPE."""
     kind: str = GENERATIVE
 
 

@@ -8,7 +8,8 @@ from typing import Callable, Generator, Optional, Tuple, Union, cast
 
 import numpy as np
 
-from edgevlm_runner.contract import Answering, EncoderDecoderSpec, ModelSpec
+from edgevlm_runner import native, positions
+from edgevlm_runner.contract import Answering, EncoderDecoderSpec, ModelSpec, NativeSpec
 from edgevlm_runner.errors import ExecutionError, PromptError
 from edgevlm_runner.runtimes import EncoderDecoder, PruningRuntime, Runtime
 
@@ -90,7 +91,8 @@ def stream(
 ) -> Generator[Token, None, Generation]:
     """Yield tokens until end of sequence or `spec.max_new_tokens`; the generator returns the `Generation`.
 
-    pixel_values float32 [tiles, 3, S, S] or None, input_ids int64 [1, T] with image tokens expanded.
+    pixel_values float32 [tiles, 3, S, S] ([1, 3, H, W] at its own resolution) or None, input_ids int64 [1, T]
+    with image tokens expanded.
     `runtime.start` must have allocated a cache of `spec.max_context` tokens; it is reset here. An
     encoder–decoder takes one picture [1, 3, S, S] and the tokens of the question alone.
 
@@ -102,7 +104,7 @@ def stream(
     start = time.perf_counter()
     features = None if pixel_values is None else runtime.encode_image(pixel_values)
     seen = time.perf_counter()
-    read = _read(runtime, spec, features, input_ids)
+    read = _read(runtime, spec, features, input_ids, native.grid(pixel_values, spec.image))
     token, logprob = greedy(read.logits)
     prefilled = time.perf_counter()
     ids, logprobs, steps = [token], [logprob], []
@@ -125,21 +127,29 @@ def stream(
 
 
 def _read(
-    runtime: AnyRuntime, spec: Answering, features: Optional[np.ndarray], input_ids: np.ndarray
+    runtime: AnyRuntime,
+    spec: Answering,
+    features: Optional[np.ndarray],
+    input_ids: np.ndarray,
+    grid: Optional[Tuple[int, int]],
 ) -> Read:
     if isinstance(spec, EncoderDecoderSpec):
         return _read_question(cast(EncoderDecoder, runtime), spec, features, input_ids)
-    return _read_prompt(cast(Runtime, runtime), spec, features, input_ids)
+    return _read_prompt(cast(Runtime, runtime), spec, features, input_ids, grid)
 
 
 def _read_prompt(
-    runtime: Runtime, spec: ModelSpec, features: Optional[np.ndarray], input_ids: np.ndarray
+    runtime: Runtime,
+    spec: ModelSpec,
+    features: Optional[np.ndarray],
+    input_ids: np.ndarray,
+    grid: Optional[Tuple[int, int]],
 ) -> Read:
     """One decoder over the whole prompt, image features in place."""
     words = runtime.embed(input_ids)
     runtime.reset()
     embeds = splice(words, features, input_ids, spec)
-    logits = prefill(runtime, spec, embeds, input_ids)
+    logits = prefill(runtime, spec, embeds, input_ids, grid)
     pooled = None
     if spec.hidden:
         pooled = pool(features, words[input_ids != spec.image_token_id], runtime.hidden())
@@ -162,12 +172,15 @@ def _read_question(
 def check_prompt(spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids: np.ndarray) -> None:
     """Raises PromptError when image tokens and tiles disagree, or the context is too short."""
     tiles = 0 if pixel_values is None else len(pixel_values)
-    expected = tiles * spec.prompt.tokens_per_tile
+    per_tile = spec.prompt.tokens_per_tile
+    if pixel_values is not None and isinstance(spec.image, NativeSpec):
+        per_tile = native.tokens(pixel_values, spec.image)
+    expected = tiles * per_tile
     found = int(np.count_nonzero(input_ids == spec.image_token_id))
     if found != expected:
         raise PromptError(
             f"The prompt has {found} image tokens, the picture needs {expected} ({tiles} tiles of "
-            f"{spec.prompt.tokens_per_tile}). Does the question itself contain {spec.prompt.image_token!r}?"
+            f"{per_tile}). Does the question itself contain {spec.prompt.image_token!r}?"
         )
     length = int(input_ids.shape[1])
     if length == 0:
@@ -176,20 +189,32 @@ def check_prompt(spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids:
         raise PromptError(
             f"The prompt has {length} tokens ({found} of them from the picture); with up to "
             f"{spec.max_new_tokens} new ones it exceeds the context of {spec.max_context}. Shorten the "
-            "question, or compile with fewer tiles or a larger `max_context`."
+            "question, or compile with fewer tiles (`image.max_tiles`), smaller pictures "
+            "(`image.max_pixels`) or a larger `max_context`."
         )
 
 
-def prefill(runtime: Runtime, spec: ModelSpec, embeds: np.ndarray, input_ids: np.ndarray) -> np.ndarray:
+def prefill(
+    runtime: Runtime,
+    spec: ModelSpec,
+    embeds: np.ndarray,
+    input_ids: np.ndarray,
+    grid: Optional[Tuple[int, int]] = None,
+) -> np.ndarray:
     """Read the prompt, float32 [1, T, D] of int64 [1, T], into an empty context → logits float32 [V].
+
+    grid: (rows, columns) of its image tokens, where their places in the picture count (`native.grid`).
 
     Raises ExecutionError when the decoder is to drop image tokens and the runtime cannot.
     """
+    places = input_ids == spec.image_token_id
+    if spec.position_rows > 1:
+        return runtime.step(embeds, positions.of_prompt(places, grid))
     if spec.pruning is None:
         return runtime.step(embeds)
     if not isinstance(runtime, PruningRuntime):
         raise ExecutionError(f"{spec.runtime} has no decoder that drops image tokens; compile without fastv.")
-    return runtime.read_prompt(embeds, input_ids == spec.image_token_id)
+    return runtime.read_prompt(embeds, places)
 
 
 def splice(

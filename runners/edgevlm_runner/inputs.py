@@ -11,8 +11,16 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from edgevlm_runner import prompt, zero_shot
-from edgevlm_runner.contract import GREY, Answering, DualEncoderSpec, EncoderDecoderSpec, Item, Model
+from edgevlm_runner import native, prompt, zero_shot
+from edgevlm_runner.contract import (
+    GREY,
+    Answering,
+    DualEncoderSpec,
+    EncoderDecoderSpec,
+    Item,
+    Model,
+    NativeSpec,
+)
 from edgevlm_runner.corrupt import corrupt
 from edgevlm_runner.errors import BundleError, PromptError
 from edgevlm_runner.preprocess import frame, load_image, tiles
@@ -24,7 +32,7 @@ MID_GREY = 128
 class Inputs:
     """One question, ready for the model; for a dual encoder, a picture and a sentence about its class.
 
-    pixel_values  float32 [tiles, 3, S, S], None without a picture
+    pixel_values  float32 [tiles, 3, S, S], or [1, 3, H, W] at its own resolution; None without a picture
     input_ids     int64 [1, T], image tokens already expanded
     """
 
@@ -50,6 +58,10 @@ def from_picture(
         return Inputs(frame(picture, spec.image), prompt.encode_question(tokenizer, question, spec))
     if picture is None:
         return Inputs(None, prompt.encode(tokenizer, prompt.build(question, None, spec.prompt)))
+    if isinstance(spec.image, NativeSpec):
+        whole = native.resized(picture, spec.image)
+        text = prompt.build(question, (0, 0), spec.prompt, native.tokens(whole, spec.image))
+        return Inputs(whole, prompt.encode(tokenizer, text))
     cut = tiles(picture, spec.image)
     text = prompt.build(question, (cut.rows, cut.cols), spec.prompt)
     return Inputs(cut.pixel_values, prompt.encode(tokenizer, text))

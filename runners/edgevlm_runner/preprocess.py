@@ -102,7 +102,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, rgb.convert("RGBA")).convert("RGB")
 
 
-def tiles(image: Image.Image, spec: Pixels) -> Tiles:
+def tiles(image: Image.Image, spec: Union[ImageSpec, FrameSpec]) -> Tiles:
     """Resize, cut and normalise one RGB picture. Of a `FrameSpec` there is one tile; see `frame`.
 
     With `spec.split`, the picture is brought to `longest_edge`, stretched to whole tiles, cut, and
@@ -116,13 +116,13 @@ def tiles(image: Image.Image, spec: Pixels) -> Tiles:
     """
     if isinstance(spec, FrameSpec):
         return Tiles(frame(image, spec), 0, 0)
-    _require_rgb(image)
+    require_rgb(image)
     if spec.split:
         frames, rows, cols = _cut(image, spec)
     else:
         whole = image.resize(_fit(image.size, spec.longest_edge), spec.resample)
         frames, rows, cols = [_square(whole, spec)], 0, 0
-    return Tiles(_normalize(frames, spec.tile_size, spec), rows, cols)
+    return Tiles(normalize(frames, (spec.tile_size,) * 2, spec), rows, cols)
 
 
 def frame(image: Image.Image, spec: FrameSpec) -> np.ndarray:
@@ -131,26 +131,27 @@ def frame(image: Image.Image, spec: FrameSpec) -> np.ndarray:
 
     Raises ImageError when the picture is not RGB; `load_image` returns RGB.
     """
-    _require_rgb(image)
+    require_rgb(image)
     side = spec.side
     if spec.shortest_edge is None:
-        return _normalize([image.resize((side, side), spec.resample)], side, spec)
+        return normalize([image.resize((side, side), spec.resample)], (side, side), spec)
     short, long = sorted(image.size)
     longest = int(spec.shortest_edge * long / short)
     size = (spec.shortest_edge, longest) if image.width <= image.height else (longest, spec.shortest_edge)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     middle = image.resize(size, spec.resample).crop((left, top, left + side, top + side))
-    return _normalize([middle], side, spec)
+    return normalize([middle], (side, side), spec)
 
 
-def _require_rgb(image: Image.Image) -> None:
+def require_rgb(image: Image.Image) -> None:
+    """Raises ImageError for other pictures."""
     if image.mode != "RGB":
         raise ImageError(f"expected a picture in RGB, got mode {image.mode!r}; convert it first.")
 
 
 def most_tiles(spec: Pixels) -> int:
     """The largest number of tiles that any picture becomes, global view included."""
-    if isinstance(spec, FrameSpec) or not spec.split:
+    if not isinstance(spec, ImageSpec) or not spec.split:
         return 1
     edge = min(spec.longest_edge, MAX_EDGE)
     most = _count(((edge + spec.tile_size - 1) // spec.tile_size * spec.tile_size,) * 2, spec.tile_size)
@@ -231,8 +232,8 @@ def _whole_tiles(size: Size, side: int) -> Size:
     return width, height
 
 
-def _normalize(frames: Sequence[Image.Image], side: int, spec: Pixels) -> np.ndarray:
-    """float32 [tiles, 3, S, S]: (value · rescale_factor − mean) / std.
+def normalize(frames: Sequence[Image.Image], size: Size, spec: Pixels) -> np.ndarray:
+    """float32 [tiles, 3, H, W] of pictures of that size: (value · rescale_factor − mean) / std.
 
     A byte has 256 values, so each is computed once, in the processor's precision (float64 product,
     float32 from there on), and looked up.
@@ -240,7 +241,7 @@ def _normalize(frames: Sequence[Image.Image], side: int, spec: Pixels) -> np.nda
     values = (np.arange(256, dtype=np.float64) * spec.rescale_factor).astype(np.float32)
     mean, std = (np.array(one, dtype=np.float32)[:, np.newaxis] for one in (spec.mean, spec.std))
     table = (values - mean) / std  # [3, 256]
-    pixel_values = np.empty((len(frames), 3, side, side), dtype=np.float32)
+    pixel_values = np.empty((len(frames), 3, size[1], size[0]), dtype=np.float32)
     for one, out in zip(frames, pixel_values):
         pixels = np.asarray(one)
         for channel in range(3):

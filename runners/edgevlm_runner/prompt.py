@@ -22,10 +22,13 @@ QUESTION_SLOT = "{question}"
 _POSITION = re.compile(r"<row_\d+_col_\d+>")
 
 
-def build(question: str, grid: Optional[Tuple[int, int]], spec: PromptSpec) -> str:
+def build(
+    question: str, grid: Optional[Tuple[int, int]], spec: PromptSpec, tokens: Optional[int] = None
+) -> str:
     """The text of the whole prompt up to where the answer begins.
 
     grid: (rows, cols) of the picture's tiles, (0, 0) for a single tile, None without a picture.
+    tokens: image tokens of a tile where they depend on the picture; None: `spec.tokens_per_tile`.
     Raises PromptError when the question holds a token that stands for image content.
     """
     for token in (spec.image_token, spec.fake_token, spec.global_token):
@@ -37,7 +40,7 @@ def build(question: str, grid: Optional[Tuple[int, int]], spec: PromptSpec) -> s
     if grid is None:
         return spec.text_only.replace(QUESTION_SLOT, question)
     # The question goes in last: nothing in it is taken for a slot.
-    return spec.with_image.replace(IMAGE_SLOT, expand(grid, spec)).replace(QUESTION_SLOT, question)
+    return spec.with_image.replace(IMAGE_SLOT, expand(grid, spec, tokens)).replace(QUESTION_SLOT, question)
 
 
 def _injected(token: str) -> str:
@@ -47,10 +50,10 @@ def _injected(token: str) -> str:
     )
 
 
-def expand(grid: Tuple[int, int], spec: PromptSpec) -> str:
-    """The tokens of one picture: a line per row of tiles, then the global view."""
+def expand(grid: Tuple[int, int], spec: PromptSpec, tokens: Optional[int] = None) -> str:
+    """The tokens of one picture: a line per row of tiles, then the global view. tokens: as in `build`."""
     rows, cols = grid
-    tile = spec.image_token * spec.tokens_per_tile
+    tile = spec.image_token * (spec.tokens_per_tile if tokens is None else tokens)
     view = spec.fake_token + spec.global_token + tile + spec.fake_token
     if rows == 0 and cols == 0:
         return view

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Protocol, Union, runtime_checkable
+from typing import Any, Dict, Optional, Protocol, Union, runtime_checkable
 
 import numpy as np
 
@@ -16,7 +16,9 @@ class Runtime(Protocol):
     """A loaded model that answers one question at a time. A context manager: leaving it frees the graphs."""
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
-        """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D]."""
+        """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D]; of a picture at its own resolution
+        [1, 3, H, W] → [1, tokens, D].
+        """
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """int64 [1, T] → float32 [1, T, D]."""
@@ -27,10 +29,11 @@ class Runtime(Protocol):
     def reset(self) -> None:
         """Forget all tokens; the memory is kept."""
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: np.ndarray, positions: Optional[np.ndarray] = None) -> np.ndarray:
         """Append float32 [1, T, D] to the context → logits float32 [V] of its last token.
 
-        Prefill (T > 1) and decoding (T = 1) are the same call.
+        Prefill (T > 1) and decoding (T = 1) are the same call. positions: int64 [3, 1, T] of a model with
+        M-RoPE; None: one after the other, behind the largest so far.
         """
 
     def hidden(self) -> np.ndarray:

@@ -11,12 +11,13 @@ cache, otherwise the new rows come out and are put behind the old ones here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, TypeVar
+from typing import Any, Dict, List, Optional, TypeVar
 
 import numpy as np
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import ExecutionError
+from edgevlm_runner.positions import Positions
 from edgevlm_runner.runtimes import decoder_window, graph_path, profiles
 from edgevlm_runner.runtimes.onnxruntime import import_onnxruntime, open_session
 
@@ -63,6 +64,7 @@ class EmulatedTensorRt:
         self._hidden = np.zeros(0, np.float32)
         self._max_context = 0
         self._filled = 0
+        self._positions = Positions(spec.position_rows)
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D], tile by tile."""
@@ -92,28 +94,30 @@ class EmulatedTensorRt:
         dtype = self._types["decoder"]["past_key.0"]
         self._cache = [np.zeros(shape, dtype) for _ in range(2 * spec.layers)]
         self._max_context = max_context
-        self._filled = 0
+        self.reset()
 
     def reset(self) -> None:
         """Forget all tokens; what is left in the cache is masked and never read."""
         self._filled = 0
+        self._positions.reset()
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: np.ndarray, positions: Optional[np.ndarray] = None) -> np.ndarray:
         """Append float32 [1, T, D] to the context → logits float32 [V] of its last token."""
         total = self._filled + embeds.shape[1]
         if total > self._max_context:
             raise ExecutionError(
                 f"{total} tokens do not fit the cache of {self._max_context}; call start() with more."
             )
+        places = self._positions.take(embeds.shape[1], positions)
         logits = np.zeros(0, np.float32)
         for first, count in decoder_window.pieces(embeds.shape[1], self._longest, self._spec.prefix):
-            logits = self._piece(embeds[:, first : first + count])
+            logits = self._piece(embeds[:, first : first + count], places[..., first : first + count])
         return logits
 
-    def _piece(self, embeds: np.ndarray) -> np.ndarray:
+    def _piece(self, embeds: np.ndarray, places: np.ndarray) -> np.ndarray:
         filled, count = self._filled, embeds.shape[1]
         names = [f"past_{part}.{layer}" for layer in range(self._spec.layers) for part in ("key", "value")]
-        inputs = {"inputs_embeds": embeds, "position_ids": decoder_window.positions(filled, count)}
+        inputs = {"inputs_embeds": embeds, "position_ids": places}
         if self._in_place:
             inputs["mask"] = decoder_window.mask_static(
                 filled, count, self._spec.max_context, self._spec.prefix

@@ -14,8 +14,9 @@ from typing import Any, Dict, List, NoReturn, Optional, Tuple, TypeVar
 
 import numpy as np
 
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import ModelSpec, sides
 from edgevlm_runner.errors import ExecutionError
+from edgevlm_runner.positions import Positions
 from edgevlm_runner.runtimes.litert_executors import STATE, Signature, open_executor
 from edgevlm_runner.storage import file_digest
 
@@ -69,6 +70,7 @@ class LiteRt:
         self._hidden = np.zeros(0, np.float32)
         self._tokens = 0
         self._length = 0
+        self._positions = Positions(spec.position_rows)
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D], tile by tile."""
@@ -105,8 +107,9 @@ class LiteRt:
         """Forget all tokens; what is left in the cache is masked and never read."""
         self._tokens = 0
         self._length = 0
+        self._positions.reset()
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: np.ndarray, positions: Optional[np.ndarray] = None) -> np.ndarray:
         """Append float32 [1, T, D] to the context → logits float32 [V] of its last token.
 
         All but the last token go through the prefill graphs, in pieces; the last one is decoded. A prompt
@@ -119,6 +122,7 @@ class LiteRt:
             raise ExecutionError(
                 f"{total} tokens do not fit the cache of {self._length}, chosen for prompt and answer."
             )
+        places = self._positions.take(embeds.shape[1], positions)
         lengths = [tokens for cache, tokens in self._steps if cache == self._length]
         whole = self._spec.prefix and embeds.shape[1] > 1
         before = embeds.shape[1] - (0 if whole else 1)
@@ -128,8 +132,8 @@ class LiteRt:
             )
         for first, count, size in pieces(self._tokens, before, lengths, self._length):
             at = first - self._tokens
-            self._append(embeds[:, at : at + count], first, size)
-        outputs = self._append(embeds[:, -1:], total - 1, 1)
+            self._append(embeds[:, at : at + count], first, size, places[..., at : at + count])
+        outputs = self._append(embeds[:, -1:], total - 1, 1, places[..., -1:])
         if self._spec.hidden:
             self._hidden = outputs["hidden"].reshape(-1)
         self._tokens = total
@@ -153,8 +157,10 @@ class LiteRt:
     def __exit__(self, *error: Any) -> None:
         self.close()
 
-    def _append(self, embeds: np.ndarray, first: int, size: int) -> Dict[str, np.ndarray]:
-        """One run over up to `size` tokens at position `first`. Padding is overwritten by later tokens."""
+    def _append(self, embeds: np.ndarray, first: int, size: int, places: np.ndarray) -> Dict[str, np.ndarray]:
+        """One run over up to `size` tokens into the cache from `first` on. Padding is overwritten by later
+        tokens. places: where the tokens stand, of which only M-RoPE takes notice.
+        """
         count = embeds.shape[1]
         padded = np.zeros((1, size, embeds.shape[2]), np.float32)
         padded[:, :count] = embeds
@@ -166,6 +172,9 @@ class LiteRt:
             "input_pos": positions,
             "mask": np.where(hidden, HIDDEN, np.float32(0))[None, None],
         }
+        if self._spec.position_rows > 1:
+            inputs["position_ids"] = np.zeros((self._spec.position_rows, 1, size), np.int32)
+            inputs["position_ids"][..., :count] = places
         return self._run(self._steps[self._length, size], inputs, self._cache(self._length))
 
     def _choose(self, tokens: int) -> int:
@@ -189,12 +198,14 @@ class LiteRt:
 
     def _check_signatures(self, signatures: Dict[str, Signature]) -> None:
         spec = self._spec
-        side, width = spec.image.tile_size, spec.hidden_size
+        height, wide = sides(spec.image)
+        width = spec.hidden_size
+        places = {"position_ids": (spec.position_rows, 1, 1)} if spec.position_rows > 1 else {}
         cache = (1, spec.kv_heads, spec.max_context, spec.head_dim)
         state = {f"{STATE}{part}_{i}": cache for i in range(spec.layers) for part in ("k", "v")}
         expected = {
             "encode_image": Signature(
-                {"pixel_values": (1, 3, side, side)},
+                {"pixel_values": (1, 3, height, wide)},
                 {"image_features": (1, spec.prompt.tokens_per_tile, width)},
             ),
             "embed_1": Signature({"token_ids": (1, 1)}, {"embeddings": (1, 1, width)}),
@@ -203,6 +214,7 @@ class LiteRt:
                     "embeddings": (1, 1, width),
                     "input_pos": (1,),
                     "mask": (1, 1, 1, spec.max_context),
+                    **places,
                     **state,
                 },
                 {

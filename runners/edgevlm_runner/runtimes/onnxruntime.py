@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
-from edgevlm_runner.contract import ModelSpec, Pruning, kept_tokens
+from edgevlm_runner import native
+from edgevlm_runner.contract import ModelSpec, NativeSpec, Pruning, kept_tokens
 from edgevlm_runner.errors import ExecutionError, RuntimeUnavailable
+from edgevlm_runner.positions import Positions
 from edgevlm_runner.runtimes import graph_path
 
 COMPONENTS = ("vision_encoder", "embedding", "decoder")
@@ -46,8 +48,7 @@ class OnnxRuntime:
         Tile by tile: the peak memory does not grow with the picture, and a CPU gains nothing from batches.
         """
         features = [
-            self._run(self._vision, {"pixel_values": np.ascontiguousarray(tile[None], np.float32)})
-            for tile in pixel_values
+            self._run(self._vision, native.vision_inputs(tile[None], self._spec)) for tile in pixel_values
         ]
         return np.concatenate(features) if features else np.zeros((0, 0, self._spec.hidden_size), np.float32)
 
@@ -73,24 +74,25 @@ class OnnxRuntime:
             self._hidden = new.ortvalue_from_numpy(np.zeros((1, spec.hidden_size), np.float32))
             self._binding.bind_ortvalue_output("hidden", self._hidden)
         self._mask = np.ones((1, max_context), np.int64)
-        self._positions = np.arange(max_context, dtype=np.int64)[None]
+        self._positions = Positions(spec.position_rows)
         self._max_context = max_context
         self.reset()
 
     def reset(self) -> None:
         """Forget all tokens; what is left in the buffers is behind the mask's length and never read."""
         self._tokens = self._kept = 0
+        self._positions.reset()
 
     def read_prompt(self, embeds: np.ndarray, places: np.ndarray) -> np.ndarray:
         """As `step`, on a whole prompt; places: bool [1, T], where its image tokens are."""
-        return self._step(embeds, places)
+        return self._step(embeds, places, None)
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: np.ndarray, positions: Optional[np.ndarray] = None) -> np.ndarray:
         """Append float32 [1, T, D] to the context → logits float32 [V] of its last token."""
-        return self._step(embeds, np.zeros((1, embeds.shape[1]), bool))
+        return self._step(embeds, np.zeros((1, embeds.shape[1]), bool), positions)
 
-    def _step(self, embeds: np.ndarray, places: np.ndarray) -> np.ndarray:
-        first, total = self._tokens, self._tokens + embeds.shape[1]
+    def _step(self, embeds: np.ndarray, places: np.ndarray, positions: Optional[np.ndarray]) -> np.ndarray:
+        total = self._tokens + embeds.shape[1]
         if total > self._max_context:
             raise ExecutionError(
                 f"{total} tokens do not fit the cache of {self._max_context}; call start() with more."
@@ -98,7 +100,7 @@ class OnnxRuntime:
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeds, np.float32),
             "attention_mask": self._mask[:, :total],
-            "position_ids": self._positions[:, first:total],
+            "position_ids": self._positions.take(embeds.shape[1], positions),
         }
         kept = total
         if self._spec.pruning is not None:
@@ -151,7 +153,7 @@ class OnnxRuntime:
         decoder: Dict[str, List[Union[str, int]]] = {
             "inputs_embeds": ["batch", "tokens", spec.hidden_size],
             "attention_mask": ["batch", "total"],
-            "position_ids": ["batch", "tokens"],
+            "position_ids": [*([spec.position_rows] if spec.position_rows > 1 else []), "batch", "tokens"],
         }
         if spec.pruning is not None:
             decoder.update(
@@ -160,9 +162,8 @@ class OnnxRuntime:
                 kept_mask=["batch", "kept_total"],
             )
         decoder.update({f"past_key_values.{name}": cache for name in self._cache_names()})
-        side = spec.image.tile_size
         expected: Dict[str, Tuple[Any, Dict[str, List[Union[str, int]]]]] = {
-            "vision_encoder": (self._vision, {"pixel_values": ["tiles", 3, side, side]}),
+            "vision_encoder": (self._vision, _vision_signature(spec)),
             "embedding": (self._embedding, {"input_ids": ["batch", "tokens"]}),
             "decoder": (self._decoder, decoder),
         }
@@ -181,6 +182,15 @@ class OnnxRuntime:
                     f"{paths[component]}: input {wrong[0]} is {found.get(wrong[0])}, the manifest asks for "
                     f"{inputs.get(wrong[0])}. Graph and manifest are of different models."
                 )
+
+
+def _vision_signature(spec: ModelSpec) -> Dict[str, List[Union[str, int]]]:
+    """Input → shape; a name stands for a size that may change."""
+    if not isinstance(spec.image, NativeSpec):
+        return {"pixel_values": ["tiles", 3, spec.image.tile_size, spec.image.tile_size]}
+    if spec.image.size is not None:
+        return {"pixel_values": [1, 3, *spec.image.size]}
+    return {name: list(shape) for name, shape in native.signature(spec.image).items()}
 
 
 def pruned_inputs(pruning: Pruning, places: np.ndarray, kept: int) -> Dict[str, np.ndarray]:

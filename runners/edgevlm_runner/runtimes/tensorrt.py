@@ -17,8 +17,9 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, TypeVar
 
 import numpy as np
 
-from edgevlm_runner.contract import Model, ModelSpec
+from edgevlm_runner.contract import Model, ModelSpec, NativeSpec, sides
 from edgevlm_runner.errors import ExecutionError
+from edgevlm_runner.positions import Positions
 from edgevlm_runner.runtimes import decoder_window, graph_path
 from edgevlm_runner.runtimes import profiles as optimisation
 from edgevlm_runner.runtimes.cuda import Cuda
@@ -67,9 +68,10 @@ class TensorRt:
         trt, cuda, spec = self._trt, self._cuda, self._spec
         opened = open_engines(trt, cuda, spec, graphs, cache)
         self._board, self._plans, self._runtime, engines = opened
-        side, width, tokens = spec.image.tile_size, spec.hidden_size, spec.prompt.tokens_per_tile
+        (height, wide), width, tokens = sides(spec.image), spec.hidden_size, spec.prompt.tokens_per_tile
         vision, embedding = engines["vision_encoder"], engines["embedding"]
-        vision.check({"pixel_values": (-1, 3, side, side), "image_features": (-1, tokens, width)})
+        many = 1 if isinstance(spec.image, NativeSpec) else -1
+        vision.check({"pixel_values": (many, 3, height, wide), "image_features": (many, tokens, width)})
         embedding.check({"input_ids": (1, -1), "inputs_embeds": (1, -1, width)})
         scratch_bytes = max(engine.scratch_bytes for engine in engines.values())
         scratch = (cuda.allocate(scratch_bytes), scratch_bytes)
@@ -81,6 +83,7 @@ class TensorRt:
         self._most_ids = optimisation.largest(spec.profiles["embedding"])["input_ids"][1]
         self._max_context: Optional[int] = None
         self._tokens = 0
+        self._positions = Positions(spec.position_rows)
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D], as many tiles at once as were
@@ -111,18 +114,21 @@ class TensorRt:
     def reset(self) -> None:
         """Forget all tokens; what is left in the cache is masked."""
         self._tokens = 0
+        self._positions.reset()
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: np.ndarray, positions: Optional[np.ndarray] = None) -> np.ndarray:
         """Append float32 [1, T, D] to the context → logits float32 [V] of its last token."""
         total = self._tokens + embeds.shape[1]
         if self._max_context is None or total > self._max_context:
             raise ExecutionError(
                 f"{total} tokens do not fit the cache of {self._max_context}; call start() with more."
             )
+        places = self._positions.take(embeds.shape[1], positions)
         for first, count in decoder_window.pieces(
             embeds.shape[1], self._decoder.most_tokens, self._spec.prefix
         ):
-            logits = self._decoder.append(embeds[:, first : first + count], self._tokens)
+            some = slice(first, first + count)
+            logits = self._decoder.append(embeds[:, some], self._tokens, places[..., some])
             self._tokens += count
         return logits
 

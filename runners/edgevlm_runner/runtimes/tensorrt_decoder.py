@@ -14,6 +14,7 @@ import numpy as np
 
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.errors import ExecutionError
+from edgevlm_runner.positions import Positions
 from edgevlm_runner.runtimes import decoder_window as window
 from edgevlm_runner.runtimes import profiles as optimisation
 from edgevlm_runner.runtimes.tensorrt_execution import Buffer, Engine, Execution, Shape
@@ -146,6 +147,7 @@ class Decoder:
         self._engine, self._spec = engine, spec
         self._scratch, self._many_contexts = scratch, many_contexts
         self._updates = "write_index" in engine.inputs
+        self._rows = (spec.position_rows,) if spec.position_rows > 1 else ()
         engine.check(_signature(spec, self._updates))
         largest = optimisation.largest(engine.profiles)
         self.most_tokens = largest["inputs_embeds"][1]
@@ -176,13 +178,16 @@ class Decoder:
                 self._capture(decoding, past)
                 self._decoding[past] = decoding
 
-    def append(self, embeds: np.ndarray, filled: int) -> np.ndarray:
-        """float32 [1, T, D] behind `filled` tokens → logits float32 [V] of the last; T ≤ `most_tokens`."""
+    def append(self, embeds: np.ndarray, filled: int, places: np.ndarray) -> np.ndarray:
+        """float32 [1, T, D] behind `filled` tokens → logits float32 [V] of the last; T ≤ `most_tokens`.
+
+        places: int64 [1, T] or [3, 1, T], where the tokens stand (`edgevlm_runner.positions`).
+        """
         tokens = embeds.shape[1]
         past = self._cache.past(filled)
         decoding = self._decoding.get(past) if tokens == 1 else None
         shaped = self._shaped(past, tokens) if decoding is None else decoding.execution
-        self._stage(embeds, filled, past)
+        self._stage(embeds, filled, past, places)
         if decoding is not None and decoding.graph is not None:
             self._engine.cuda.launch(decoding.graph)
         else:
@@ -200,14 +205,14 @@ class Decoder:
     def _shapes(self, past: int, tokens: int) -> Dict[str, Shape]:
         shapes: Dict[str, Shape] = {
             "inputs_embeds": (1, tokens, self._spec.hidden_size),
-            "position_ids": (1, tokens),
+            "position_ids": (*self._rows, 1, tokens),
         }
         return {**shapes, **self._cache.shapes(past, tokens)}
 
-    def _stage(self, embeds: np.ndarray, filled: int, past: int) -> None:
+    def _stage(self, embeds: np.ndarray, filled: int, past: int, places: np.ndarray) -> None:
         tokens = embeds.shape[1]
         self._buffers["inputs_embeds"].fill(embeds)
-        self._buffers["position_ids"].fill(window.positions(filled, tokens))
+        self._buffers["position_ids"].fill(places.astype(np.int32))
         for name, array in self._cache.staged(filled, past, tokens).items():
             self._buffers[name].fill(array)
 
@@ -235,7 +240,8 @@ class Decoder:
     def _capture(self, decoding: _Decoding, past: int) -> None:
         """Warm up once, as TensorRT asks for after a change of shape, then record. Leaves the cache as it
         was: the update form writes row 0, which the first token overwrites."""
-        self._stage(np.zeros((1, 1, self._spec.hidden_size), np.float32), 0, past)
+        first = Positions(self._spec.position_rows).take(1)
+        self._stage(np.zeros((1, 1, self._spec.hidden_size), np.float32), 0, past, first)
         self._run(decoding.execution, past, 1)
         self._engine.cuda.synchronize()
         if not self.note.startswith("CUDA graphs"):
@@ -257,7 +263,7 @@ def _signature(spec: ModelSpec, updates: bool) -> Dict[str, Shape]:
     row = (spec.kv_heads, spec.head_dim)
     shapes: Dict[str, Shape] = {
         "inputs_embeds": (1, -1, spec.hidden_size),
-        "position_ids": (1, -1),
+        "position_ids": (*([spec.position_rows] if spec.position_rows > 1 else []), 1, -1),
         "mask": (1, 1, -1, -1),
         "logits": (1, spec.vocab_size),
         **({"hidden": (1, spec.hidden_size)} if spec.hidden else {}),
