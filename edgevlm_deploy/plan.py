@@ -23,7 +23,7 @@ from edgevlm_deploy.recipe import (
     Recipe,
     Scheme,
 )
-from edgevlm_deploy.source.model import AnyArchitecture, EncoderDecoderArchitecture
+from edgevlm_deploy.source.model import AnyArchitecture, Architecture, EncoderDecoderArchitecture
 from edgevlm_deploy.target import Backend, Target
 
 _FOR_ENCODER_DECODERS = (Algorithm.RTN, Algorithm.HQQ)
