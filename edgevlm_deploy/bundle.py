@@ -30,7 +30,16 @@ from edgevlm_runner.bundle import (
     unpack,
     verify,
 )
-from edgevlm_runner.contract import FORMAT_VERSION, Answer, Certainty, Item, Model, to_json, write_jsonl
+from edgevlm_runner.contract import (
+    FORMAT_VERSION,
+    REFERENCE_FEATURES,
+    Answer,
+    Certainty,
+    Item,
+    Model,
+    to_json,
+    write_jsonl,
+)
 from edgevlm_runner.storage import require_free, storage_errors
 
 from edgevlm_deploy.artifacts import (
@@ -93,6 +102,7 @@ class Parts:
     graphs     folder whose files become `graphs/…`; `model.graphs` names them
     pictures   name in the bundle (`picture_name`) → file
     selector   what becomes `certainty.graph`; None without one
+    features   what becomes `reference_features.npz`; None where `model.feature_items` asks for none
     """
 
     name: str
@@ -109,6 +119,7 @@ class Parts:
     provenance: Provenance
     certainty: Certainty = field(default_factory=Certainty)
     selector: Path | None = None
+    features: Path | None = None
 
 
 def recipe(bundle: Bundle) -> Recipe:
@@ -282,7 +293,15 @@ def _copies(parts: Parts) -> dict[str, Path]:
     }
     pictures = {item.image: parts.pictures[item.image] for item in parts.items if item.image}
     selector = {} if parts.selector is None else {parts.certainty.graph: parts.selector}
-    return {**graphs, **selector, "tokenizer/tokenizer.json": parts.tokenizer, **pictures, **runner}
+    features = {} if parts.features is None else {REFERENCE_FEATURES: parts.features}
+    return {
+        **graphs,
+        **selector,
+        **features,
+        "tokenizer/tokenizer.json": parts.tokenizer,
+        **pictures,
+        **runner,
+    }
 
 
 def _documents(parts: Parts) -> dict[str, Any]:

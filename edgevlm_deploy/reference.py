@@ -28,6 +28,7 @@ from edgevlm_runner.contract import (
     write_jsonl,
 )
 from edgevlm_runner.errors import BundleError
+from edgevlm_runner.features import Features, gather, watched
 from edgevlm_runner.inputs import Inputs, from_item, load_tokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -132,6 +133,23 @@ def _respondent(
 
 def class_embeddings(model: Any, spec: DualEncoderSpec, tokenizer: Tokenizer) -> NDArray[np.float32]:
     """float32 [classes, D] of length 1, by the transformers model."""
+    return zero_shot.embed_classes(_text_encoder(model), spec.text.classes, spec.text, tokenizer)
+
+
+def features(
+    model: Any, items: Sequence[Item], root: Path, seed: int, spec: DualEncoderSpec, tokenizer_file: Path
+) -> Features:
+    """The transformers model's embeddings of the pictures that the artifact keeps, one by one."""
+    tokenizer = load_tokenizer(tokenizer_file)
+
+    def encode_item(item: Item) -> NDArray[np.float32]:
+        embeds = _image_embeds(model, [Question(item, from_item(item, root, seed, spec, tokenizer))])
+        return np.asarray(embeds[0], np.float32)
+
+    return gather(watched(items, spec), encode_item, _text_encoder(model), spec, tokenizer)
+
+
+def _text_encoder(model: Any) -> zero_shot.Encode:
     import torch
 
     def encode(input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -141,20 +159,25 @@ def class_embeddings(model: Any, spec: DualEncoderSpec, tokenizer: Tokenizer) ->
         embeds: NDArray[np.float32] = features.float().numpy()
         return embeds
 
-    return zero_shot.embed_classes(encode, spec.text.classes, spec.text, tokenizer)
+    return encode
+
+
+def _image_embeds(model: Any, batch: Sequence[Question]) -> NDArray[np.float32]:
+    """float32 [B, D]."""
+    import torch
+
+    pixels = [one.inputs.pixel_values for one in batch if one.inputs.pixel_values is not None]
+    with torch.inference_mode():
+        found = model.get_image_features(pixel_values=torch.from_numpy(np.concatenate(pixels)))
+    embeds: NDArray[np.float32] = found.pooler_output.float().numpy()
+    return embeds
 
 
 def classify(
     model: Any, batch: Sequence[Question], spec: DualEncoderSpec, classes: NDArray[np.float32]
 ) -> list[Answer]:
     """The likeliest class of each picture by the transformers model."""
-    import torch
-
-    pixels = [one.inputs.pixel_values for one in batch if one.inputs.pixel_values is not None]
-    with torch.inference_mode():
-        features = model.get_image_features(pixel_values=torch.from_numpy(np.concatenate(pixels)))
-    embeds = features.pooler_output.float().numpy()
-    choices = [zero_shot.choose(embed, classes, spec) for embed in embeds]
+    choices = [zero_shot.choose(embed, classes, spec) for embed in _image_embeds(model, batch)]
     return [
         Answer(
             item_id=question.item.id,

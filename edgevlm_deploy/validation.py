@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgevlm_runner import features
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import Answer, DualEncoderSpec, read_jsonl
+from edgevlm_runner.contract import FEATURES, REFERENCE_FEATURES, Answer, DualEncoderSpec, read_jsonl
+from edgevlm_runner.features import Features
 from edgevlm_runner.measure import read_evidence
 
 from edgevlm_deploy import bundle, device, metrics, roofline, verdict
@@ -39,7 +41,8 @@ class Validation:
     metrics: Metrics
     evidence: dict[str, Any]
     directory: Path
-    """evidence.json, answers.jsonl, metrics.json, verdict.json"""
+    """evidence.json, answers.jsonl, metrics.json, verdict.json; of a dual encoder dual_metrics.json and
+    perhaps features.npz"""
     report: Path
     sealed: bool
 
@@ -115,7 +118,7 @@ def judge(opened: Bundle, path: Path, directory: Path) -> Judged:
     gates = [Gate.model_validate(one) for one in json.loads(opened.path("gates.json").read_text())]
     floor = Estimate.model_validate(opened.manifest["reference"]["noise_floor"])
     if isinstance(opened.model, DualEncoderSpec):
-        found = _dual(opened, reference, answers, recipe.evaluation, measured)
+        found = _dual(opened, reference, answers, recipe.evaluation, measured, directory)
         write_text_atomic(directory / DUAL_METRICS, found.model_dump_json(indent=1) + "\n")
         measured = dual.merged(measured, found)
     decided = verdict.judge(
@@ -132,11 +135,18 @@ def _dual(
     answers: Sequence[Answer],
     evaluation: Evaluation,
     measured: Metrics,
+    directory: Path,
 ) -> DualMetrics:
-    """What the scores of all classes tell beside the answers."""
-    assert isinstance(opened.model, DualEncoderSpec)
-    scores = scored.of(opened.model, opened.items, reference, answers)
-    return dual.compute(scores, evaluation, measured, opened.certainty)
+    """What the scores of all classes tell beside the answers, and the embeddings, where they were kept."""
+    spec, items = opened.model, opened.items
+    assert isinstance(spec, DualEncoderSpec)
+    scores = scored.of(spec, items, reference, answers)
+    found = dual.compute(scores, evaluation, measured, opened.certainty)
+    kept: list[Features | None] = [None, None]
+    if spec.feature_items:
+        files = (opened.path(REFERENCE_FEATURES), directory / FEATURES)
+        kept = [features.read(file, items, spec) for file in files]
+    return dual.added(found, spec, items, kept[0], kept[1], evaluation.confidence_level)
 
 
 def _measured(opened: Bundle, evidence: dict[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:

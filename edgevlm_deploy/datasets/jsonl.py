@@ -10,7 +10,8 @@ background. Pictures that are only classified have a class in place of question 
 
     {"image": "cat.jpg", "label": "cat", "background": "beach", "split": "counter"}
 
-`split` ("common" or "counter") is optional; a picture of none of the classes has `"ood": true` and no label.
+`split` ("common" or "counter") is optional, and so is `caption`, a sentence that is true of the picture. A
+picture of none of the classes has `"ood": true` and no label.
 The file is the user's own, so absolute paths and `..` are followed.
 """
 
@@ -25,7 +26,7 @@ from edgevlm_deploy.errors import DataError
 
 KEYS = {
     *("image", "question", "answer", "answers", "id", "group", "background", "counterfactual_of"),
-    *("label", "split", "ood"),
+    *("label", "split", "ood", "caption"),
 }
 SPLITS = ("", "common", "counter")
 
@@ -79,7 +80,8 @@ def _sample(
     question = text(data.get("question", "" if is_classified else None))
     if question is None:
         problems.add(where, f"question: expected text, got {data.get('question')!r}.")
-    defaults = {"id": default_id, "group": "", "background": "", "counterfactual_of": "", "split": ""}
+    empty = dict.fromkeys(("group", "background", "counterfactual_of", "split", "caption"), "")
+    defaults = {"id": default_id, **empty}
     values = {key: text(data.get(key, default)) for key, default in defaults.items()}
     for key, value in values.items():
         if value is None:
@@ -106,4 +108,5 @@ def _sample(
         split=str(values["split"]),
         ood=bool(data.get("ood", False)),
         counterfactual_of=str(values["counterfactual_of"]),
+        caption=str(values["caption"]),
     )

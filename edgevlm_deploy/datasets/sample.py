@@ -36,6 +36,8 @@ class Sample:
     """"common" or "counter": whether class and background usually go together."""
     ood: bool = False
     """Whether the picture shows none of the classes."""
+    caption: str = ""
+    """A sentence that is true of the picture, "" when the data have none."""
 
     @property
     def cluster(self) -> str:
@@ -88,7 +90,10 @@ def complete(rows: list[Row], problems: Problems, labelled: bool) -> tuple[Sampl
         elif not sample.prompt.strip():
             problems.add(row.where, "the question is empty.")
         if not all(
-            map(_is_unicode, (sample.id, sample.group, sample.prompt, sample.background, *sample.answers))
+            map(
+                _is_unicode,
+                (sample.id, sample.group, sample.prompt, sample.background, sample.caption, *sample.answers),
+            )
         ):
             problems.add(row.where, "holds half a surrogate pair, which is no Unicode text.")
         if sample.id in seen:

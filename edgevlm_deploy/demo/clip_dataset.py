@@ -1,10 +1,10 @@
 """The demo CLIP's pictures as a data set on disk: one JSON object a line.
 
     {"id": …, "group": "ring on sand", "image": "….png", "label": "red ring", "background": "sand",
-     "split": "counter"}
+     "split": "counter", "caption": "a photo of a small plain red ring on sand"}
 
-A picture of none of the classes has `"ood": true` in place of label, background and split; its group is
-what it shows.
+A picture of none of the classes has `"ood": true` in place of label, background, split and caption; its group
+is what it shows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_deploy.artifacts import write_bytes_atomic, write_text_atomic
+from edgevlm_deploy.demo.captions import full_caption
 from edgevlm_deploy.demo.pictures import Picture, counterfactual, unseen_picture
 from edgevlm_deploy.demo.scenes import Split
 
@@ -34,6 +35,7 @@ def write(split: Split, scenes: int, unseen: int, directory: Path) -> Path:
                     "label": thing.name,
                     "background": picture.ground,
                     "split": side,
+                    "caption": full_caption(picture).text,
                 }
             )
     for index in range(unseen):

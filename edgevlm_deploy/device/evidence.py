@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgevlm_runner.bundle import MANIFEST, Bundle
+from edgevlm_runner.contract import FEATURES, DualEncoderSpec
 from edgevlm_runner.storage import CHUNK_BYTES, file_digest, storage_errors
 
 from edgevlm_deploy.device.connection import COPY_TIMEOUT_S, Device, last_words
@@ -65,7 +66,10 @@ def gather(to: Device, bundle: Bundle, out: Path, watch: Watcher) -> None:
         # Nothing of an earlier run on another machine may stay beside it.
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-    to.pull([f"{folder}/evidence/{name}" for name in EVIDENCE_FILES], out.resolve())
+    wanted = [*EVIDENCE_FILES]
+    if isinstance(bundle.model, DualEncoderSpec) and bundle.model.feature_items:
+        wanted.append(FEATURES)
+    to.pull([f"{folder}/evidence/{name}" for name in wanted], out.resolve())
 
 
 def _check_python(to: Device, runtime: str) -> None:

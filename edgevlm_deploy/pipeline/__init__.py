@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgevlm_deploy import bundle, quiet
 from edgevlm_deploy.pipeline.certainty import fitted_certainty
-from edgevlm_deploy.pipeline.data import calibration_set, item_table, reference_answers
+from edgevlm_deploy.pipeline.data import calibration_set, item_table, reference_answers, reference_features
 from edgevlm_deploy.pipeline.graphs import exported_graphs, quantized_model
 from edgevlm_deploy.pipeline.job import DEMO, Order, needs_emulation, prepare
 from edgevlm_deploy.pipeline.packing import bundle_folder, provenance_of
@@ -34,5 +34,6 @@ def compile(order: Order, watch: Watcher) -> Path:
         exported = exported_graphs(job, items, calibrated, quantized)
         fitted = fitted_certainty(job, items, job.samples.tuning, exported)
         provenance = provenance_of(job, calibrated, answers, exported, fitted)
-        folder = bundle_folder(job, order.name, items, answers, exported, provenance, fitted)
+        embeddings = reference_features(job, items)
+        folder = bundle_folder(job, order.name, items, answers, exported, provenance, fitted, embeddings)
         return bundle.pack(folder, order.out / f"{order.name}{bundle.SUFFIX}")

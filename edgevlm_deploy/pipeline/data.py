@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import CLEAN, Answer, Item, read_jsonl, write_jsonl
+from edgevlm_runner import features
+from edgevlm_runner.contract import (
+    CLEAN,
+    REFERENCE_FEATURES,
+    Answer,
+    DualEncoderSpec,
+    Item,
+    read_jsonl,
+    write_jsonl,
+)
 
 from edgevlm_deploy import __version__, bundle, calibration, datasets, metrics, reference, source, suites
 from edgevlm_deploy.artifacts import file_digest, stage
@@ -32,7 +41,7 @@ def identities(samples: Sequence[datasets.Sample]) -> list[list[Any]]:
     return [
         [
             *(one.id, one.group, one.image_id, one.prompt, one.answers),
-            *(one.background, one.counterfactual_of, one.split),
+            *(one.background, one.counterfactual_of, one.split, one.caption),
         ]
         for one in samples
     ]
@@ -127,6 +136,7 @@ def _item(sample: datasets.Sample) -> Item:
         answers=sample.answers,
         background=sample.background,
         split=sample.split,
+        caption=sample.caption,
     )
 
 
@@ -172,3 +182,34 @@ def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
         evaluation,
     )
     return ReferenceAnswers(tuple(rows), floor)
+
+
+def reference_features(job: Job, items: Items) -> Path | None:
+    """The source model's embeddings of what the artifact keeps too; None where the recipe asks for none.
+
+    Raises PromptError for a caption that the text encoder cannot read whole.
+    """
+    spec = job.source_spec
+    if not (isinstance(spec, DualEncoderSpec) and spec.feature_items):
+        return None
+    inputs = {
+        "model": job.source.digest,
+        "items": file_digest(items.root / "items.jsonl"),
+        "spec": [what_shapes_answers(spec), spec.feature_items],
+        "seed": job.plan.recipe.evaluation.seed,
+        "packages": versions(("torch", "transformers", "pillow", "numpy")),
+    }
+    job.watch.begin("Reference embeddings")
+
+    def embed(out: Path) -> None:
+        found = reference.features(
+            source.load(job.source),
+            items.rows,
+            items.root,
+            job.plan.recipe.evaluation.seed,
+            spec,
+            job.source.tokenizer,
+        )
+        features.write(out / REFERENCE_FEATURES, found)
+
+    return stage(job.cache, "reference-features", inputs, embed) / REFERENCE_FEATURES

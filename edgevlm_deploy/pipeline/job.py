@@ -118,7 +118,7 @@ def prepare(order: Order, watch: Watcher) -> Job:
         _check_gates(recipe)
         _check_pictures(samples)
     else:
-        _check_gates(recipe)
+        _check_words(recipe)
         spec = reduction.reduced(whole, recipe.image.reduction)
     spec = backends.with_profiles(spec, recipe, target)
     return Job(model, made, spec, whole, samples, cache, watch)
@@ -139,8 +139,10 @@ def _check_pictures(samples: Samples) -> None:
             )
 
 
-def _check_gates(recipe: Recipe) -> None:
-    """Of a model that answers in words."""
+def _check_words(recipe: Recipe) -> None:
+    """What a model that answers in words has not."""
+    if recipe.evaluation.feature_items:
+        raise PlanError("evaluation.feature_items: only a dual encoder has embeddings to keep; leave it out.")
     for gate in recipe.gates:
         if gate.metric in OF_CLASS_SCORES:
             raise PlanError(
@@ -193,5 +195,5 @@ def what_shapes_answers(spec: Model) -> Mapping[str, Any]:
     return {
         key: value
         for key, value in to_json(spec).items()
-        if key not in ("runtime", "graphs", "profiles", "max_context", "hidden")
+        if key not in ("runtime", "graphs", "profiles", "max_context", "hidden", "feature_items")
     }

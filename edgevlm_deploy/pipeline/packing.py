@@ -24,6 +24,7 @@ def bundle_folder(
     exported: Path,
     provenance: bundle.Provenance,
     fitted: Fitted,
+    features: Path | None,
 ) -> Path:
     """Folder of the bundle."""
     job.watch.begin("Bundle")
@@ -49,12 +50,18 @@ def bundle_folder(
         provenance=provenance,
         certainty=fitted.certainty,
         selector=fitted.selector,
+        features=features,
     )
 
     def write(folder: Path) -> None:
         bundle.write(parts, folder)
 
-    inputs = {"parts": _part_digests(parts), "exported": exported.name, "fitted": fitted.name}
+    inputs = {
+        "parts": _part_digests(parts),
+        "exported": exported.name,
+        "fitted": fitted.name,
+        "features": features.parent.name if features is not None else None,
+    }
     return stage(job.cache, "bundle", inputs, write)
 
 

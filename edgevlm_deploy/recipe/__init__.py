@@ -113,6 +113,8 @@ class Recipe(Frozen):
             GateName.PRIOR_BIAS: ("blind_items", asked.blind_items),
             GateName.PRIOR_BIAS_INCREASE: ("blind_items", asked.blind_items),
             GateName.BACKGROUND_GAP: ("background_items", asked.background_items),
+            GateName.IMAGE_TO_TEXT_RECALL_AT_1_DROP: ("feature_items", asked.feature_items),
+            GateName.TEXT_TO_IMAGE_RECALL_AT_1_DROP: ("feature_items", asked.feature_items),
         }
         for gate in self.gates:
             field, given = fields.get(gate.metric, ("", True))

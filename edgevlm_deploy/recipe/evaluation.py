@@ -97,6 +97,9 @@ class Evaluation(Frozen):
     """At most this many questions of another distribution are asked, when such are given (`--ood`)."""
     temperature_items: Annotated[int, Field(ge=0)] = 128
     """At most this many calibration questions are asked too, to fit the temperature of the confidence."""
+    feature_items: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Of a dual encoder: so many of the first clean pictures leave their embeddings in the evidence, which
+    retrieval and the spectral analysis are computed from. 0: none of them; 500 of CLIP's take 1 MB."""
     seed: int = 0
     confidence_level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     bootstrap_resamples: Annotated[int, Field(ge=100)] = 10_000

@@ -18,6 +18,7 @@ from edgevlm_deploy.artifacts import write_text_atomic
 from edgevlm_deploy.errors import DataError
 from edgevlm_deploy.metrics.abstention import GATED_RISK
 from edgevlm_deploy.metrics.dual.tables import DualMetrics
+from edgevlm_deploy.metrics.estimates import undefined
 from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import GateName
@@ -112,6 +113,7 @@ def render(
             names=REPORT,
             words=WORDS[bundle.model.kind],
             class_scores=_class_scores(dual),
+            bands=dual.spectral.bands if dual and dual.spectral else (),
             group_bars=charts.interval_bars([row.comparison.accuracy_drop for row in metrics.groups]),
             probed=bool(
                 metrics.negation or metrics.blind or metrics.background_items or metrics.foreign_items
@@ -150,8 +152,8 @@ def _class_scores(dual: DualMetrics | None) -> list[tuple[str, Estimate, Estimat
     rows = []
     for name, one in found.items():
         before = found.get(f"reference_{name}")
-        change = found.get(f"{name}_drop") or found.get(f"{name}_increase")
-        if before is not None and change is not None and one.value is not None:
+        change = found.get(f"{name}_drop") or found.get(f"{name}_increase") or undefined("")
+        if before is not None and one.value is not None:
             rows.append((name.replace("_", " "), before, one, change))
     return rows
 

@@ -66,6 +66,7 @@ def model_spec(
         logit_scale=float(np.exp(_stored_number(source, LOGIT_SCALE))),
         logit_bias=0.0 if is_clip else _stored_number(source, LOGIT_BIAS),
         activation="softmax" if is_clip else "sigmoid",
+        feature_items=recipe.evaluation.feature_items,
     )
     _check_tokens(source, spec, tokenizer, on_device)
     return spec

@@ -5,6 +5,7 @@ Layout (manifest.json lists every file but itself, seal.json and evidence/ with 
     manifest.json   model.json      graphs/*.onnx        tokenizer/tokenizer.json
     items.jsonl     images/         reference.jsonl      gates.json  recipe.json  target.json
     quantization.json               certainty.json       runner/edgevlm_runner/*.py
+    reference_features.npz          of dual encoders whose recipe asks for it
     seal.json       evidence/*      after verification; the seal names the manifest and the evidence
 
 Nothing in a bundle is executed or unpickled here, and nothing is used before its digest matched.
@@ -33,7 +34,9 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optio
 
 from edgevlm_runner.contract import (
     FORMAT_VERSION,
+    REFERENCE_FEATURES,
     Certainty,
+    DualEncoderSpec,
     Item,
     Model,
     from_json,
@@ -382,6 +385,7 @@ def _bundle(root: Path, expected: _Expected) -> Bundle:
     certainty = from_json(Certainty, certainty_json, str(root / CERTAINTY))
     used = [*model.graphs.values(), *(item.image for item in items if item.image)]
     used += [certainty.graph] if certainty.graph else []
+    used += [REFERENCE_FEATURES] if isinstance(model, DualEncoderSpec) and model.feature_items else []
     unlisted = sorted({name for name in used if name not in listed})
     if unlisted:
         raise BundleError(f"{root}: it uses files that are not listed: {_some(unlisted)}.")

@@ -55,6 +55,11 @@ OOD = "ood"
 """A question or picture from another distribution than the clean items'; of a classifier, one that shows none
 of its classes."""
 
+FEATURES = "features.npz"
+"""In the evidence of some dual encoders: embeddings of pictures and texts (`edgevlm_runner.features`)."""
+REFERENCE_FEATURES = "reference_features.npz"
+"""In their bundles: the same of the source model."""
+
 
 class Kind(str, enum.Enum):
     """What an item is there for. Each metric looks at items of one kind, or at one kind beside the clean."""
@@ -104,6 +109,8 @@ class Item:
     """What is behind the objects, "" when the data do not say."""
     split: str = ""
     """"common" or "counter": whether class and background usually go together; "" when not said."""
+    caption: str = ""
+    """What is true of the picture, in a sentence that retrieval looks for; "" when not said."""
 
     @property
     def kind(self) -> Kind:
@@ -280,6 +287,8 @@ class DualEncoderSpec:
     logit_bias: float
     activation: str
     """"softmax" over the classes, or "sigmoid" of each class alone."""
+    feature_items: int = 0
+    """So many of the first clean items leave their embeddings in the evidence."""
     profiles: Profiles = dataclasses.field(default_factory=dict)
     kind: str = DUAL_ENCODER
 

@@ -13,9 +13,19 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
+from edgevlm_runner import features
 from edgevlm_runner.board import Watch
 from edgevlm_runner.bundle import Bundle
-from edgevlm_runner.contract import CLEAN, FORMAT_VERSION, Answer, Item, read_jsonl, to_json
+from edgevlm_runner.contract import (
+    CLEAN,
+    FEATURES,
+    FORMAT_VERSION,
+    Answer,
+    DualEncoderSpec,
+    Item,
+    read_jsonl,
+    to_json,
+)
 from edgevlm_runner.errors import BundleError
 from edgevlm_runner.respond import Respondent, ZeroShot, respondent, usable_cores
 from edgevlm_runner.runtimes import OnAccelerator
@@ -36,7 +46,7 @@ Progress = Callable[[int, int], None]
 def gather(
     bundle: Bundle, out: Path, progress: Progress, threads: Optional[int] = None, emulate: bool = False
 ) -> None:
-    """Write `answers.jsonl` and `evidence.json` to `out`.
+    """Write `answers.jsonl` and `evidence.json` to `out`, and `features.npz` where the bundle asks for it.
 
     With `emulate`, a TensorRT bundle runs without TensorRT and the evidence says so: its times and its
     memory are not the device's.
@@ -55,6 +65,7 @@ def gather(
             with Watch() as watch:
                 latency = _latency(loaded, bundle.items)
                 _answer_all(loaded, bundle.items, out, origin, progress)
+                kept = _features(loaded, bundle, out)
             runtime = loaded.runtime
             device_bytes, build_seconds = 0, 0.0
             if isinstance(runtime, OnAccelerator):
@@ -65,6 +76,7 @@ def gather(
             machine=machine(),
             items=len(bundle.items),
             answers_sha256=file_digest(answers),
+            features_sha256=kept,
             build_seconds=build_seconds,
             load_ms=loaded_ms - 1e3 * build_seconds,
             seconds=time.perf_counter() - began,
@@ -76,6 +88,17 @@ def gather(
         temporary = out / "evidence.json.tmp"
         temporary.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
         temporary.replace(out / "evidence.json")
+
+
+def _features(loaded: AnyRespondent, bundle: Bundle, out: Path) -> Optional[str]:
+    """Digest of the embeddings' file; None where the bundle asks for none."""
+    path, spec = out / FEATURES, bundle.model
+    if isinstance(loaded, ZeroShot) and isinstance(spec, DualEncoderSpec) and spec.feature_items:
+        features.write(path, loaded.features(bundle.items))
+        return file_digest(path)
+    if path.exists():  # of another bundle
+        path.unlink()
+    return None
 
 
 def _board(watch: Watch, latency: Dict[str, List[float]]) -> Dict[str, Any]:
@@ -118,6 +141,9 @@ def read_evidence(directory: Path, bundle_digest: str) -> Dict[str, Any]:
         raise BundleError(f"{path}: evidence of another bundle. Run `edgevlm validate` on this one.")
     if evidence.get("answers_sha256") != file_digest(directory / "answers.jsonl"):
         raise BundleError(f"{directory}/answers.jsonl is not what evidence.json was written for.")
+    kept = evidence.get("features_sha256")
+    if kept and not ((directory / FEATURES).is_file() and kept == file_digest(directory / FEATURES)):
+        raise BundleError(f"{directory}/{FEATURES} is not what evidence.json was written for.")
     return evidence
 
 

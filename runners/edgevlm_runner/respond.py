@@ -18,6 +18,7 @@ from edgevlm_runner import abstain, runtimes
 from edgevlm_runner.bundle import Bundle
 from edgevlm_runner.contract import Answer, DualEncoderSpec, Item
 from edgevlm_runner.errors import BundleError
+from edgevlm_runner.features import Features, gather, watched
 from edgevlm_runner.generate import Generation, stream
 from edgevlm_runner.inputs import Inputs, from_item, from_picture, load_tokenizer, picture_of
 from edgevlm_runner.preprocess import frame, load_image
@@ -232,6 +233,18 @@ class ZeroShot(_Loaded):
         reply = self._reply(picture, began)
         said = (reply.text, reply.token_ids, reply.token_logprobs, reply.finished)
         return Answer(item.id, *said, scores=reply.scores), reply
+
+    def features(self, items: Sequence[Item]) -> Features:
+        """Embeddings of the bundle's watched items, their captions and the classes."""
+
+        def encode_item(item: Item) -> np.ndarray:
+            picture = picture_of(item, self._bundle.root, self._seed)
+            assert picture is not None, "it was classified before"
+            embeds: np.ndarray = self.runtime.encode_image(frame(picture, self._spec.image))[0]
+            return embeds
+
+        kept = watched(items, self._spec)
+        return gather(kept, encode_item, self.runtime.encode_text, self._spec, self._tokenizer)
 
     def _embed(self, classes: Sequence[str]) -> np.ndarray:
         return embed_classes(self.runtime.encode_text, classes, self._spec.text, self._tokenizer)

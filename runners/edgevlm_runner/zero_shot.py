@@ -55,7 +55,7 @@ def tokens(texts: Sequence[str], spec: TextSpec, tokenizer: Tokenizer) -> np.nda
     for text, row in zip(texts, rows):
         if len(row) > spec.length:
             raise PromptError(
-                f"{text!r} has {len(row)} tokens, the text encoder reads {spec.length}. Shorten the class."
+                f"{text!r} has {len(row)} tokens, the text encoder reads {spec.length}. Shorten it."
             )
     width = spec.length if spec.padded else max(map(len, rows))
     ids = np.full((len(rows), width), spec.pad_token_id, np.int64)
@@ -66,13 +66,21 @@ def tokens(texts: Sequence[str], spec: TextSpec, tokenizer: Tokenizer) -> np.nda
 
 def embed_classes(encode: Encode, classes: Sequence[str], spec: TextSpec, tokenizer: Tokenizer) -> np.ndarray:
     """float32 [classes, D], each of length 1."""
-    texts = sentences(classes, spec.templates)
+    found = embed_texts(encode, sentences(classes, spec.templates), spec, tokenizer)
+    each = normalize(found).reshape(len(classes), len(spec.templates), -1)
+    return normalize(each.mean(axis=1))
+
+
+def embed_texts(
+    encode: Encode, texts: Sequence[str], spec: TextSpec, tokenizer: Tokenizer, width: int = 0
+) -> np.ndarray:
+    """float32 [N, D] as the text encoder gives them; `width` is D where there may be no text."""
     found = [
         encode(tokens(texts[first : first + TEXTS_AT_ONCE], spec, tokenizer))
         for first in range(0, len(texts), TEXTS_AT_ONCE)
     ]
-    each = normalize(np.concatenate(found)).reshape(len(classes), len(spec.templates), -1)
-    return normalize(each.mean(axis=1))
+    embeds: np.ndarray = np.concatenate(found) if found else np.zeros((0, width), np.float32)
+    return embeds
 
 
 def normalize(embeds: np.ndarray) -> np.ndarray:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_dual
-from edgevlm_runner import abstain
+from edgevlm_runner import abstain, features
 from edgevlm_runner.bundle import open_bundle, unpack
 from edgevlm_runner.contract import CLEAN, OOD, Answer, DualEncoderSpec, Kind, read_jsonl
 from typer.testing import CliRunner
 
 from edgevlm_deploy import bundle, pipeline, resources, validation, verdict
 from edgevlm_deploy.cli import app
-from edgevlm_deploy.errors import DataError, PlanError
+from edgevlm_deploy.errors import BundleError, ConfigError, DataError, PlanError
 from edgevlm_deploy.metrics.dual.tables import DualMetrics
 from edgevlm_deploy.metrics.dual.zero_shot import fit_logit_scale
 from edgevlm_deploy.pipeline.certainty import HeldOut
@@ -42,11 +43,13 @@ evaluation:
   corruptions: [gaussian_noise]
   severities: [2]
   items_per_condition: 4
+  feature_items: 8
   bootstrap_resamples: 200
 gates:
   - {metric: divergence_rate, max: 1.0}
   - {metric: ece_increase, max: 1.0}
   - {metric: mcm_auroc_drop, max: 3.0}
+  - {metric: text_to_image_recall_at_1_drop, max: 3.0}
 target_budgets: report
 """
 
@@ -59,9 +62,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in tiny_dual.CLASSES:
         for number in range(8):
             split = "common" if number % 4 else "counter"
-            rows.append(
-                {"image": f"{name}/{number}.png", "label": name, "background": "noise", "split": split}
-            )
+            row = {"image": f"{name}/{number}.png", "label": name, "background": "noise", "split": split}
+            rows.append({**row, "caption": f"one {name}"} if number else row)
     for number in (90, 91):
         tiny_dual.picture("disc", number).rotate(45).save(folder / f"{number}.png")
         rows.append({"image": f"{number}.png", "ood": True})
@@ -135,6 +137,41 @@ def test_scores_give_the_metrics_of_dual_encoders(validated: validation.Validati
     areas = [name for name in found.estimates if "auroc" in name and not name.startswith("reference")]
     assert areas and found.estimates[areas[0]].value is not None, "two pictures show none of the classes"
     assert "Scores of all classes" in validated.report.read_text()
+
+
+def test_embeddings_are_evidence(checkpoint: Path, validated: validation.Validation, tmp_path: Path) -> None:
+    """The reference's are transformers', and the reported tables follow from both files."""
+    from transformers import CLIPModel, PreTrainedTokenizerFast
+
+    opened = open_bundle(validated.bundle)
+    spec = opened.model
+    assert isinstance(spec, DualEncoderSpec) and spec.feature_items == 8
+    kept = features.watched(opened.items, spec)
+    reference = features.read(opened.path("reference_features.npz"), opened.items, spec)
+    artifact = features.read(validated.directory / "features.npz", opened.items, spec)
+    assert reference.images.shape == artifact.images.shape == (8, 24)
+    model = CLIPModel.from_pretrained(checkpoint).float().eval()
+    rows = PreTrainedTokenizerFast.from_pretrained(checkpoint)(
+        list(features.captions(kept)), padding=True, return_tensors="pt"
+    )
+    texts = model.get_text_features(input_ids=rows.input_ids).pooler_output.detach().numpy()
+    np.testing.assert_allclose(reference.captions, texts, atol=1e-4)
+    answers = {one.item_id: one for one in read_jsonl(validated.directory / "answers.jsonl", Answer)}
+    unit = artifact.images / np.linalg.norm(artifact.images, axis=1, keepdims=True)
+    told = [answers[item.id].scores for item in kept]
+    np.testing.assert_allclose(unit @ artifact.classes.T, told, atol=1e-5)
+    found = DualMetrics.model_validate_json((validated.directory / "dual_metrics.json").read_text())
+    assert found.retrieval is not None and found.spectral is not None
+    assert found.retrieval.image_to_text.estimates["recall_at_1"].n == sum(bool(i.caption) for i in kept)
+    assert len(found.spectral.sqnr_db) == 8
+    drop = {gate.metric: gate for gate in validated.verdict.gates}[GateName.TEXT_TO_IMAGE_RECALL_AT_1_DROP]
+    assert drop.value == found.retrieval.text_to_image.estimates["recall_at_1_drop"].value
+    assert "Directions of the embeddings" in validated.report.read_text()
+    shutil.copytree(validated.directory, tmp_path / "evidence")
+    other = dataclasses.replace(artifact, images=artifact.images + 1)
+    features.write(tmp_path / "evidence" / "features.npz", other)
+    with pytest.raises(BundleError, match=r"features\.npz is not what evidence\.json was written for"):
+        validation.judge(opened, validated.bundle, tmp_path / "evidence")
 
 
 def test_class_scores_are_gated_and_what_is_undefined_is_skipped(validated: validation.Validation) -> None:
@@ -243,11 +280,11 @@ def test_the_temperature_of_a_softmax_is_the_scale_of_its_logits(validated: vali
     held_out = HeldOut(("p",) * 300, right, right, right, np.zeros((300, 0), np.float32), scores, labels)
     model = open_bundle(validated.bundle).model
     assert isinstance(model, DualEncoderSpec)
-    spec = replace(model, logit_scale=30.0)
+    spec = dataclasses.replace(model, logit_scale=30.0)
     fitted = held_out.temperature(spec)
     assert fitted is not None
     assert fitted == pytest.approx(30.0 / fit_logit_scale(scores, labels))  # type: ignore[operator]
-    assert held_out.temperature(replace(spec, logit_scale=60.0)) == pytest.approx(2 * fitted)
+    assert held_out.temperature(dataclasses.replace(spec, logit_scale=60.0)) == pytest.approx(2 * fitted)
 
 
 def test_mistakes_are_sentences(checkpoint: Path, data: Path, tmp_path: Path) -> None:
@@ -265,7 +302,17 @@ def test_mistakes_are_sentences(checkpoint: Path, data: Path, tmp_path: Path) ->
     int8 = (resources.folder("recipes") / "int8.yaml").read_text()
     scores = int8 + "  - {metric: top_5_accuracy, min: 0.5}\n"
     with pytest.raises(PlanError, match="gate on top_5_accuracy: only a dual encoder has scores"):
-        pipeline.compile(replace(order(checkpoint, None, tmp_path, scores), model="demo"), Silent())
+        pipeline.compile(
+            dataclasses.replace(order(checkpoint, None, tmp_path, scores), model="demo"), Silent()
+        )
+    kept = int8.replace("evaluation:", "evaluation:\n  feature_items: 9")
+    with pytest.raises(PlanError, match=r"evaluation\.feature_items: only a dual encoder"):
+        pipeline.compile(dataclasses.replace(order(checkpoint, None, tmp_path, kept), model="demo"), Silent())
+    unkept = RECIPE.replace("  feature_items: 8\n", "")
+    with pytest.raises(
+        ConfigError, match=r"text_to_image_recall_at_1_drop needs items: set evaluation\.feat"
+    ):
+        pipeline.compile(order(checkpoint, data, tmp_path, unkept), Silent())
     decoder = RECIPE.replace("text_encoder:", "decoder:")
     with pytest.raises(PlanError, match=r"components\.decoder: this model has no such component"):
         pipeline.compile(order(checkpoint, data, tmp_path, decoder), Silent())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from edgevlm_deploy.metrics.dual.embeddings import added, retrieval_table, spectral_table
 from edgevlm_deploy.metrics.dual.estimates import estimates
-from edgevlm_deploy.metrics.dual.summary import compute, merged, retrieval_table, spectral_table
+from edgevlm_deploy.metrics.dual.summary import compute, merged
 
-__all__ = ["compute", "estimates", "merged", "retrieval_table", "spectral_table"]
+__all__ = ["added", "compute", "estimates", "merged", "retrieval_table", "spectral_table"]

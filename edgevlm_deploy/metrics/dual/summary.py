@@ -1,8 +1,8 @@
 """Every metric of a compiled dual encoder: class scores of reference and artifact → DualMetrics.
 
 What depends on the answers alone (accuracy, flips, corruption, calibration, selective prediction) is
-`metrics.summary.compute` on the best class; what needs all class scores is `estimates`, what needs
-features is here.
+`metrics.summary.compute` on the best class; what needs all class scores is `estimates`, what needs the
+embeddings themselves `embeddings`.
 """
 
 from __future__ import annotations
@@ -13,26 +13,14 @@ from numpy.typing import NDArray
 
 from edgevlm_deploy.metrics import spurious, summary
 from edgevlm_deploy.metrics.confidence import expected_calibration_error
-from edgevlm_deploy.metrics.dual import retrieval, scored, spectrum, zero_shot
+from edgevlm_deploy.metrics.dual import scored, zero_shot
 from edgevlm_deploy.metrics.dual.estimates import estimates
 from edgevlm_deploy.metrics.dual.scored import Head, Scored
-from edgevlm_deploy.metrics.dual.tables import (
-    Band,
-    DegradationRow,
-    Direction,
-    DualMetrics,
-    LogitScale,
-    Retrieval,
-    Spectral,
-)
-from edgevlm_deploy.metrics.statistics import Estimate, paired_difference, quantile_interval, wilson
+from edgevlm_deploy.metrics.dual.tables import DegradationRow, DualMetrics, LogitScale
 from edgevlm_deploy.metrics.tables import Metrics
 from edgevlm_deploy.recipe import Evaluation
 
 Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-
-RECALLS = (1, 5, 10)
 
 
 def compute(
@@ -41,7 +29,7 @@ def compute(
     answers: Metrics | None = None,
     certainty: Certainty | None = None,
 ) -> DualMetrics:
-    """All metrics that class scores give; `retrieval_table` and `spectral_table` add theirs.
+    """All metrics that class scores give; `embeddings.added` adds what embeddings give.
 
     answers: what the answers alone give, where that is known; None: it is computed here.
     certainty: what the artifact's bundle does with its confidence; None: nothing.
@@ -142,80 +130,3 @@ def _calibration_errors(
     )
     assert before is not None and after is not None, "there are clean pictures"
     return before, after
-
-
-def retrieval_table(reference: Floats, artifact: Floats, relevant: Flags, level: float) -> Retrieval:
-    """R@1, R@5, R@10 and median rank. Similarities [pictures, texts]; `relevant` bool of that shape."""
-    return Retrieval(
-        image_to_text=_direction(reference, artifact, relevant, level),
-        text_to_image=_direction(reference.T, artifact.T, relevant.T, level),
-    )
-
-
-def _direction(reference: Floats, artifact: Floats, relevant: Flags, level: float) -> Direction:
-    ranks = {
-        "reference_": retrieval.ranks(reference, relevant),
-        "": retrieval.ranks(artifact, relevant),
-    }
-    queries = len(relevant)
-    found: dict[str, Estimate] = {}
-
-    def add(name: str, value: float, bounds: tuple[float | None, float | None], method: str) -> None:
-        found[name] = Estimate(
-            value=value, low=bounds[0], high=bounds[1], n=queries, clusters=queries, method=method
-        )
-
-    for prefix, each in ranks.items():
-        for k in RECALLS:
-            share = retrieval.recall_at(each, k)
-            add(f"{prefix}recall_at_{k}", share, wilson(share * queries, queries, level), "wilson")
-        bounds = quantile_interval([float(rank) for rank in each], 0.5, level)
-        add(f"{prefix}median_rank", retrieval.median_rank(each), bounds, "order statistics")
-    for k in RECALLS:
-        lost = (ranks["reference_"] <= k).astype(np.float64) - (ranks[""] <= k)
-        bounds = paired_difference(float(lost.sum()), float(np.square(lost).sum()), queries, level)
-        add(f"recall_at_{k}_drop", float(lost.mean()), bounds, "agresti-min")
-    return Direction(estimates=found)
-
-
-def spectral_table(
-    reference: Floats,
-    artifact: Floats,
-    reference_texts: Floats,
-    artifact_texts: Floats,
-    labels: NDArray[np.int64],
-    projections: tuple[Floats | None, Floats | None] = (None, None),
-) -> Spectral:
-    """Damping per rank, and zero-shot accuracy per band of ranks of the reference.
-
-    Features [N, D] of the vision encoder's penultimate layer, texts [C, W], `projections` the matrices
-    [D, W] that lead from one to the other (of the reference and the artifact), None where D = W.
-    """
-    of = spectrum.spectrum(reference)
-    power = np.square(of.values)
-    noise = np.square((artifact - reference) @ of.basis).sum(axis=0)
-
-    def accuracy(features: Floats, texts: Floats, projection: Floats | None, band: range) -> float:
-        left = spectrum.projected(features, of, band)
-        cosines = spectrum.cosines(left if projection is None else left @ projection, texts)
-        return float(zero_shot.hits(cosines, labels).mean())
-
-    def decibels(signal: float, lost: float) -> float | None:
-        return float(10 * np.log10(signal / lost)) if lost > 0 else None
-
-    return Spectral(
-        sqnr_db=tuple(
-            float(one) if np.isfinite(one) else None for one in spectrum.damping(reference, artifact, of)
-        ),
-        share=tuple(float(one) for one in power / power.sum()),
-        bands=tuple(
-            Band(
-                first=band.start + 1,
-                last=band.stop,
-                sqnr_db=decibels(float(power[band].sum()), float(noise[band].sum())),
-                reference_accuracy=accuracy(reference, reference_texts, projections[0], band),
-                artifact_accuracy=accuracy(artifact, artifact_texts, projections[1], band),
-            )
-            for band in spectrum.bands(len(of.values))
-        ),
-    )
