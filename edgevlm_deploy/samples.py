@@ -166,7 +166,7 @@ def _pictures(split: Split, pictures: int, unseen: int, cache: Path) -> tuple[da
     def render(directory: Path) -> None:
         clip_dataset.write(split, -(-pictures // 2), unseen, directory)
 
-    table = stage(cache, "pictures", inputs, render) / f"{split.name.lower()}.jsonl"
+    table = stage(cache, "labelled-pictures", inputs, render) / f"{split.name.lower()}.jsonl"
     return _by_class(datasets.load(table, labelled=True))
 
 

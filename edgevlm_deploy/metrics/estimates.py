@@ -149,6 +149,31 @@ def mean(subset: Subset, column: str) -> Statistic:
     return lambda totals: ratio(totals[f"{subset.name} {column}"], totals[f"{subset.name} n"])
 
 
+def drawn(
+    value: float,
+    draws: Floats,
+    closed: tuple[float, float] | None,
+    size: tuple[int, int],
+    level: float,
+    method: str,
+) -> Estimate:
+    """From a metric's resamples, float64 [R], where they are all defined, widened to `closed`.
+
+    size: (items, pictures).
+    """
+    tail = (1 - level) / 2
+    resampled = None
+    if np.isfinite(draws).all():
+        low, high = np.quantile(draws, [tail, 1 - tail])
+        resampled = float(low), float(high)
+    bounds = hull(closed, resampled) or (None, None)
+    n, clusters = size
+    note = f"fewer than {FEW_CLUSTERS} pictures" if clusters < FEW_CLUSTERS else ""
+    return Estimate(
+        value=value, low=bounds[0], high=bounds[1], n=n, clusters=clusters, method=method, note=note
+    )
+
+
 def undefined(why: str) -> Estimate:
     return Estimate(value=None, low=None, high=None, n=0, clusters=0, method="undefined", note=why)
 

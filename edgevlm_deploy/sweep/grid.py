@@ -49,11 +49,11 @@ class Model(Frozen):
     """What `edgevlm compile` takes. Paths are as seen from where the sweep is started."""
 
     model: str
-    """Checkpoint folder, hub id, or `demo`."""
+    """Checkpoint folder, hub id, `demo` or `demo-clip`."""
     revision: str | None = None
     offline: bool = False
     data: Path | None = None
-    """Evaluation items; without them the demo's scenes."""
+    """Evaluation items; without them the demo's scenes, of `demo-clip` its pictures."""
     calibration: Path | None = None
     images: Path | None = None
 

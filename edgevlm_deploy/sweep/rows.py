@@ -52,6 +52,11 @@ class Row(Frozen):
     mean_accuracy_drop: float | None
     """Clean minus corrupted accuracy, mean over the conditions."""
     reference_mean_accuracy_drop: float | None
+    worst_group_accuracy: float | None
+    """Where there are groups on backgrounds; MCM where pictures show none of the classes."""
+    reference_worst_group_accuracy: float | None
+    mcm_auroc: float | None
+    reference_mcm_auroc: float | None
     latency_ms_p50: float | None
     latency_ms_p95: float | None
     time_to_first_token_ms_p95: float | None
@@ -77,20 +82,19 @@ class Results:
     """Name of a cell without results → why."""
 
 
+_OF_THE_CELL = tuple(
+    f"{whose}{name}"
+    for name in ("relative_robustness", "mean_accuracy_drop", "worst_group_accuracy", "mcm_auroc")
+    for whose in ("", "reference_")
+)
+
+
 def of_conditions(metrics: Metrics, cell: Mapping[str, Any]) -> tuple[Row, ...]:
     """The clean row and one per corrupted condition; `cell` has the fields that all of them share."""
     shared = {
         **cell,
         "level": metrics.level,
-        **{
-            name: metrics.estimates[name].value
-            for name in (
-                "relative_robustness",
-                "reference_relative_robustness",
-                "mean_accuracy_drop",
-                "reference_mean_accuracy_drop",
-            )
-        },
+        **{name: _value(metrics, name) for name in _OF_THE_CELL},
     }
     clean = Comparison(
         n=metrics.clean_items,
@@ -105,6 +109,12 @@ def of_conditions(metrics: Metrics, cell: Mapping[str, Any]) -> tuple[Row, ...]:
         _row(CLEAN, 0, clean, shared),
         *(_row(one.corruption, one.severity, one.comparison, shared) for one in metrics.conditions),
     )
+
+
+def _value(metrics: Metrics, name: str) -> float | None:
+    """None also where another kind of model has such a metric."""
+    found = metrics.estimates.get(name)
+    return None if found is None else found.value
 
 
 def _row(corruption: str, severity: int, compared: Comparison, shared: Mapping[str, Any]) -> Row:

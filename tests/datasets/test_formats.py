@@ -80,7 +80,7 @@ def test_every_bad_row_is_named_at_once(tmp_path: Path) -> None:
     message = str(caught.value)
     assert f"{path}: 12 row(s) cannot be used." in message
     for expected in (
-        "items.jsonl:3: unknown key img; known are answer, answers, background, counterfactual_of,",
+        "items.jsonl:3: unknown key img; known are answer, answers, background, caption,",
         "items.jsonl:4: question: expected text, got None.",
         "items.jsonl:5: has more than one of `answer`, `answers` and `label`",
         "items.jsonl:10: answers: expected text or a list of texts, got [[1]].",

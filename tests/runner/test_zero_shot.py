@@ -10,10 +10,7 @@ import pytest
 from edgevlm_runner import zero_shot
 from edgevlm_runner.contract import (
     Answer,
-    DualEncoderSpec,
-    FrameSpec,
     ModelSpec,
-    TextSpec,
     from_json,
     model_from_json,
     to_json,
@@ -23,29 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from small_bundle import MODEL
-from tokenizers import Tokenizer, models, pre_tokenizers
-
-TEXT = TextSpec(("cat", "dog"), ("a {}", "one {}"), length=4, padded=True, pad_token_id=9, end_token_id=None)
-SPEC = DualEncoderSpec(
-    family="clip",
-    runtime="onnxruntime",
-    graphs={"vision_encoder": "graphs/vision_encoder.onnx", "text_encoder": "graphs/text_encoder.onnx"},
-    image=FrameSpec(32, 36, 3, 1 / 255, (0.5,) * 3, (0.5,) * 3),
-    text=TEXT,
-    projection_size=3,
-    vocab_size=10,
-    logit_scale=100.0,
-    logit_bias=0.0,
-    activation="softmax",
-)
-
-
-def words() -> Tokenizer:
-    """Every known word is a token."""
-    known = {word: number for number, word in enumerate(("a", "one", "cat", "dog", "?"))}
-    tokenizer = Tokenizer(models.WordLevel(known, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return tokenizer
+from small_dual import SPEC, TEXT, words
 
 
 def test_rows_are_padded_to_the_length_or_to_the_longest() -> None:

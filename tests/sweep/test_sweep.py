@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgevlm_deploy.sweep import engines, grid
+from edgevlm_deploy.sweep import engines, grid, rows
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra `cluster`)")
 
@@ -111,6 +111,42 @@ def test_the_same_sweep_on_a_ray_cluster(swept: Any, cluster: str) -> None:
     assert list(told["failed"]) == ["demo × gptq-3"]
     assert "does not fit target host-cpu" in told["failed"]["demo × gptq-3"]
     assert stages(folder) == before
+
+
+CLASSIFIERS = """
+name: classifiers
+target: host-cpu
+models: [demo-clip]
+recipes: [{recipe: zero-shot-classifier, calibration: {samples: 4}}]
+evaluation:
+  clean_items: 24
+  corruptions: [fog]
+  severities: [2]
+  items_per_condition: 4
+  temperature_items: 0
+  bootstrap_resamples: 100
+"""
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@pytest.mark.slow
+def test_a_dual_encoder_on_a_ray_cluster_and_then_in_processes(tmp_path: Path, cluster: str) -> None:
+    """Ray computes the cell; the processes find it finished and tell the same."""
+    (tmp_path / "grid.yaml").write_text(CLASSIFIERS)
+    command = (str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "build"), "--json")
+    done = edgevlm(*command, "--engine", "ray", RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stderr
+    before = stages(tmp_path)
+    again = edgevlm(*command)
+    assert again.returncode == 0 and stages(tmp_path) == before
+    told = json.loads(done.stdout)
+    assert json.loads(again.stdout) == told and told["failed"] == {}
+    assert [one["recipe"] for one in told["cells"]] == ["FP16 reference", "zero-shot-classifier"]
+    clean, fog = rows.read(tmp_path / "build" / "classifiers.parquet").rows
+    assert (clean.model, clean.items, fog.corruption, fog.items) == ("demo-clip", 24, "fog", 4)
+    assert clean.accuracy is not None and clean.accuracy > 0.8
+    assert clean.mcm_auroc == fog.mcm_auroc is not None and clean.reference_mcm_auroc is not None
+    assert clean.worst_group_accuracy is None, "24 pictures make no group of ten"
 
 
 @pytest.mark.slow

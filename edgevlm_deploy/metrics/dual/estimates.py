@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from edgevlm_deploy.metrics import ood, spurious
 from edgevlm_deploy.metrics.dual import zero_shot
 from edgevlm_deploy.metrics.dual.scored import OUTSIDE, Scored
-from edgevlm_deploy.metrics.estimates import undefined
+from edgevlm_deploy.metrics.estimates import drawn, undefined
 from edgevlm_deploy.metrics.statistics import (
-    FEW_CLUSTERS,
     Estimate,
     cluster_codes,
-    hull,
     paired_difference,
     resampled_clusters,
     wilson,
@@ -37,6 +35,7 @@ Pair = tuple[Floats, Floats]
 
 REFERENCE, ARTIFACT = 0, 1
 TOP = 5
+_METHOD = "closed form + clustered bootstrap"
 
 
 class Metric(Protocol):
@@ -69,18 +68,18 @@ def estimates(given: Scored, evaluation: Evaluation) -> dict[str, Estimate]:
     codes, pictures = cluster_codes(given.image_ids)
     wanted, level = metrics(given), evaluation.confidence_level
     once = np.ones((1, len(codes)))
-    drawn: dict[tuple[str, int], list[Floats]] = {
+    draws: dict[tuple[str, int], list[Floats]] = {
         (one.name, whose): [] for one in wanted for whose in (REFERENCE, ARTIFACT)
     }
     for times in resampled_clusters(pictures, resamples=evaluation.bootstrap_resamples, seed=evaluation.seed):
         weights = times[:, codes]
         for one in wanted:
             for whose in (REFERENCE, ARTIFACT):
-                drawn[one.name, whose].append(one.values(whose, weights))
+                draws[one.name, whose].append(one.values(whose, weights))
     found: dict[str, Estimate] = {}
     for one in wanted:
         before, now = (float(one.values(whose, once)[0]) for whose in (REFERENCE, ARTIFACT))
-        draws_before, draws_now = (np.concatenate(drawn[one.name, whose]) for whose in (REFERENCE, ARTIFACT))
+        draws_before, draws_now = (np.concatenate(draws[one.name, whose]) for whose in (REFERENCE, ARTIFACT))
         if np.isnan(before) or np.isnan(now):
             names = (one.name, f"reference_{one.name}", f"{one.name}_{one.worse}")
             found |= {name: undefined(one.lacks) for name in names}
@@ -94,7 +93,7 @@ def estimates(given: Scored, evaluation: Evaluation) -> dict[str, Estimate]:
             (f"reference_{one.name}", before, draws_before, one.interval(REFERENCE, level)),
             (f"{one.name}_{one.worse}", sign * (now - before), sign * (draws_now - draws_before), turned),
         ):
-            found[name] = _estimate(value, draws, closed, size, level)
+            found[name] = drawn(value, draws, closed, size, level, _METHOD)
     return found
 
 
@@ -140,27 +139,6 @@ def _size(given: Scored, inside: Flags) -> tuple[int, int]:
     """(items, pictures)."""
     places = np.flatnonzero(inside)
     return len(places), len({given.image_ids[place] for place in places})
-
-
-def _estimate(
-    value: float, draws: Floats, closed: Interval | None, size: tuple[int, int], level: float
-) -> Estimate:
-    tail = (1 - level) / 2
-    drawn = None
-    if np.isfinite(draws).all():
-        low, high = np.quantile(draws, [tail, 1 - tail])
-        drawn = float(low), float(high)
-    bounds = hull(closed, drawn) or (None, None)
-    note = f"fewer than {FEW_CLUSTERS} pictures" if size[1] < FEW_CLUSTERS else ""
-    return Estimate(
-        value=value,
-        low=bounds[0],
-        high=bounds[1],
-        n=size[0],
-        clusters=size[1],
-        method="closed form + clustered bootstrap",
-        note=note,
-    )
 
 
 def _share(column: Floats, inside: Flags, weights: Floats) -> Floats:

@@ -1,5 +1,8 @@
 """Are answers to unfamiliar questions less sure? AUROC of MaxProb, clean items against foreign ones.
 
+The one score of `metrics.ood` that every model has; dual encoders have MCM and others beside it, on the
+same items (`metrics.dual.estimates`).
+
 1: every clean item is surer than every foreign one; 0.5: confidence tells nothing.
 """
 
@@ -8,19 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm_deploy.metrics.estimates import undefined
+from edgevlm_deploy.metrics.estimates import drawn, undefined
 from edgevlm_deploy.metrics.ood import Curve, auroc, delong_difference, delong_interval
 from edgevlm_deploy.metrics.pairs import Pairs
-from edgevlm_deploy.metrics.statistics import (
-    FEW_CLUSTERS,
-    Estimate,
-    cluster_codes,
-    hull,
-    resampled_clusters,
-)
+from edgevlm_deploy.metrics.statistics import Estimate, cluster_codes, resampled_clusters
 from edgevlm_deploy.recipe import Evaluation
 
 Floats = NDArray[np.float64]
+_METHOD = "delong + clustered bootstrap"
 NAMES = ("ood_auroc", "reference_ood_auroc", "ood_auroc_drop")
 
 
@@ -39,19 +37,7 @@ def summary(pairs: Pairs, foreign: Pairs, evaluation: Evaluation) -> dict[str, E
     fewer = min(len(set(clusters[: len(clean)])), len(set(foreign.clusters)))
 
     def estimate(value: float, draws: Floats, closed: tuple[float, float]) -> Estimate:
-        tail = (1 - level) / 2
-        low, high = np.quantile(draws, [tail, 1 - tail])
-        bounds = hull(closed, (float(low), float(high)) if np.isfinite(draws).all() else None)
-        assert bounds is not None
-        return Estimate(
-            value=value,
-            low=bounds[0],
-            high=bounds[1],
-            n=len(foreign.items),
-            clusters=fewer,
-            method="delong + clustered bootstrap",
-            note=f"fewer than {FEW_CLUSTERS} pictures" if fewer < FEW_CLUSTERS else "",
-        )
+        return drawn(value, draws, closed, (len(foreign.items), fewer), level, _METHOD)
 
     areas = [auroc(sure, familiar) for sure in (now, before)]
     return {
