@@ -68,18 +68,20 @@ def estimates(given: Scored, evaluation: Evaluation) -> dict[str, Estimate]:
     codes, pictures = cluster_codes(given.image_ids)
     wanted, level = metrics(given), evaluation.confidence_level
     once = np.ones((1, len(codes)))
-    draws: dict[tuple[str, int], list[Floats]] = {
+    resampled: dict[tuple[str, int], list[Floats]] = {
         (one.name, whose): [] for one in wanted for whose in (REFERENCE, ARTIFACT)
     }
     for times in resampled_clusters(pictures, resamples=evaluation.bootstrap_resamples, seed=evaluation.seed):
         weights = times[:, codes]
         for one in wanted:
             for whose in (REFERENCE, ARTIFACT):
-                draws[one.name, whose].append(one.values(whose, weights))
+                resampled[one.name, whose].append(one.values(whose, weights))
     found: dict[str, Estimate] = {}
     for one in wanted:
         before, now = (float(one.values(whose, once)[0]) for whose in (REFERENCE, ARTIFACT))
-        draws_before, draws_now = (np.concatenate(draws[one.name, whose]) for whose in (REFERENCE, ARTIFACT))
+        draws_before, draws_now = (
+            np.concatenate(resampled[one.name, whose]) for whose in (REFERENCE, ARTIFACT)
+        )
         if np.isnan(before) or np.isnan(now):
             names = (one.name, f"reference_{one.name}", f"{one.name}_{one.worse}")
             found |= {name: undefined(one.lacks) for name in names}
