@@ -115,7 +115,7 @@ def prepare(order: Order, watch: Watcher) -> Job:
     if isinstance(whole, DualEncoderSpec):
         _check_classes(whole, samples, recipe)
     elif isinstance(whole, EncoderDecoderSpec):
-        _check_gates(recipe)
+        _check_words(recipe)
         _check_pictures(samples)
     else:
         _check_words(recipe)
