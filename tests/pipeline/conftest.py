@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -31,6 +33,35 @@ gates:
   - {metric: divergence_rate, max: 1.0}
 target_budgets: report
 """
+
+
+SSH = """#!/bin/sh
+[ "$1 $2 $3" = "-o BatchMode=yes board" ] || exit 255
+cd {disk} && exec sh -c "$4"
+"""
+SFTP = """#!{python}
+import os, pathlib, shlex, shutil, sys
+
+assert sys.argv[1:] == ["-q", "-o", "BatchMode=yes", "-b", "-", "board"], sys.argv
+os.chdir({disk!r})
+for line in sys.stdin:
+    verb, source, target = shlex.split(line)
+    assert verb == ("get" if pathlib.Path(target).is_absolute() else "put"), line
+    shutil.copy(source, target)
+"""
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a board behind stand-ins for `ssh` and `sftp`; test_ssh.py has the real ones."""
+    disk, tools = tmp_path / "board", tmp_path / "tools"
+    disk.mkdir()
+    tools.mkdir()
+    for name, text in (("ssh", SSH), ("sftp", SFTP)):
+        (tools / name).write_text(text.format(python=sys.executable, disk=str(disk)))
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    return disk
 
 
 @pytest.fixture(scope="session")

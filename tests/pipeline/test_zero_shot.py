@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgevlm_runner.bundle import open_bundle, unpack
 from edgevlm_runner.contract import CLEAN, OOD, Answer, DualEncoderSpec, Kind, read_jsonl
 from typer.testing import CliRunner
 
-from edgevlm_deploy import bundle, pipeline, resources, validation, verdict
+from edgevlm_deploy import bundle, device, pipeline, resources, validation, verdict
 from edgevlm_deploy.cli import app
 from edgevlm_deploy.errors import BundleError, ConfigError, DataError, PlanError
 from edgevlm_deploy.metrics.dual.tables import DualMetrics
@@ -172,6 +173,20 @@ def test_embeddings_are_evidence(checkpoint: Path, validated: validation.Validat
     features.write(tmp_path / "evidence" / "features.npz", other)
     with pytest.raises(BundleError, match=r"features\.npz is not what evidence\.json was written for"):
         validation.judge(opened, validated.bundle, tmp_path / "evidence")
+
+
+def test_a_device_hands_its_embeddings_over(
+    validated: validation.Validation, board: Path, tmp_path: Path
+) -> None:
+    """The same runner behind stand-ins for `ssh` and `sftp`."""
+    copied = Path(shutil.copy(validated.bundle, tmp_path))
+    there = validation.validate(copied, False, Silent(), device.named("ssh:board", sys.executable, 120.0))
+    found, here = (
+        DualMetrics.model_validate_json((one.directory / "dual_metrics.json").read_text())
+        for one in (there, validated)
+    )
+    assert found.retrieval == here.retrieval is not None and found.spectral == here.spectral
+    assert there.sealed and "features.npz" in (open_bundle(copied).seal or {})["evidence"]
 
 
 def test_class_scores_are_gated_and_what_is_undefined_is_skipped(validated: validation.Validation) -> None:
