@@ -37,6 +37,18 @@ TEXT = {
     "eos_token_id": END_ID,
     "pad_token_id": 0,
 }
+# Qwen3-VL's heads need not add up to the width, and its sections take turns.
+TEXTS = {
+    "qwen3_vl": {
+        "head_dim": 24,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [4, 4, 4],
+            "mrope_interleaved": True,
+        },
+    }
+}
 VISION: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "hidden_size": 64},
     "qwen2_5_vl": {
@@ -48,8 +60,21 @@ VISION: dict[str, dict[str, Any]] = {
         "window_size": 56,
         "fullatt_block_indexes": [1],
     },
+    "qwen3_vl": {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 36,
+        "deepstack_visual_indexes": [0, 1],
+    },
 }
-CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}
+CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+
+
+PATCHES = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
+"""Side of a patch in pixels."""
 
 
 def tokenizer() -> Any:
@@ -69,10 +94,12 @@ def tokenizer() -> Any:
     )
 
 
-def image_processor() -> Any:
+def image_processor(patch_size: int = 14) -> Any:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    return Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 40 * 28 * 28})
+    return Qwen2VLImageProcessorPil(
+        patch_size=patch_size, size={"shortest_edge": 28 * 28, "longest_edge": 40 * 28 * 28}
+    )
 
 
 def make(folder: Path, family: str, tied: bool = False, dtype: str = "float16") -> Path:
@@ -82,7 +109,7 @@ def make(folder: Path, family: str, tied: bool = False, dtype: str = "float16") 
 
     torch.manual_seed(0)
     config = getattr(transformers, f"{CLASSES[family]}Config")(
-        text_config={**TEXT, "tie_word_embeddings": tied},
+        text_config={**TEXT, "tie_word_embeddings": tied, **TEXTS.get(family, {})},
         vision_config=VISION[family],
         image_token_id=IMAGE_ID,
         video_token_id=VIDEO_ID,
@@ -101,5 +128,5 @@ def make(folder: Path, family: str, tied: bool = False, dtype: str = "float16") 
     model.generation_config.update(bos_token_id=0, eos_token_id=[END_ID, 0], pad_token_id=0)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    image_processor().save_pretrained(folder)
+    image_processor(PATCHES[family]).save_pretrained(folder)
     return folder

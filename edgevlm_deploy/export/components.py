@@ -6,7 +6,10 @@ name in the source model behind one known prefix.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -26,7 +29,9 @@ class Embedding(torch.nn.Module):  # type: ignore[misc]
         self.source = source
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.source.get_input_embeddings()(input_ids)
+        embeds = self.source.get_input_embeddings()(input_ids)
+        added = deepstack(self.source) * embeds.shape[-1]
+        return torch.nn.functional.pad(embeds, (0, added)) if added else embeds
 
 
 class Decoder(torch.nn.Module):  # type: ignore[misc]
@@ -52,7 +57,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, ...]:
         key_values = _key_values(tuple(zip(past[0::2], past[1::2], strict=True)), attention_mask)
         hidden = self.source.get_decoder()(
-            inputs_embeds=inputs_embeds,
+            **layered(self.source, inputs_embeds),
             position_ids=position_ids,
             use_cache=False,
             key_values=key_values,
@@ -126,6 +131,35 @@ def sees_whole_prompt(source: Any) -> bool:
 def head_dim(source: Any) -> int:
     """Width of a decoder's head; not every configuration says it."""
     return int(source.get_decoder().layers[0].self_attn.head_dim)
+
+
+def deepstack(source: Any) -> int:
+    """First decoder layers behind which image tokens get features of their own (Qwen3-VL)."""
+    return len(getattr(source.config.vision_config, "deepstack_visual_indexes", ()))
+
+
+def layered(source: Any, embeds: torch.Tensor) -> dict[str, Any]:
+    """The decoder's arguments for embeddings [B, T, (1 + layers) · D] with what each layer is given."""
+    layers = deepstack(source)
+    if not layers:
+        return {"inputs_embeds": embeds}
+    first, *added = embeds.chunk(1 + layers, dim=-1)
+    return {"inputs_embeds": first, "deepstack_visual_embeds": added}
+
+
+@contextlib.contextmanager
+def adding(source: Any) -> Iterator[None]:
+    """While it runs: features are added to all tokens, zeros to those that are no image tokens."""
+    text = source.get_decoder()
+    if not deepstack(source):
+        yield
+        return
+
+    def add(hidden: torch.Tensor, _: Any, features: torch.Tensor) -> torch.Tensor:
+        return hidden + features
+
+    with mock.patch.object(text, "_deepstack_process", add):
+        yield
 
 
 def check_rotary(source: Any) -> None:

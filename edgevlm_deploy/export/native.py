@@ -1,6 +1,7 @@
 """The vision encoder of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: patches of one picture at its own resolution.
 
-    pixel_values float32 [1, 3, H, W] and `native.layout` of that size → image_features float32 [1, cells, D]
+    pixel_values float32 [1, 3, H, W] and `native.layout` of that size → image_features float32 [1, cells, D],
+    in Qwen3-VL [1, cells, (1 + layers) · D] with what is added behind the first layers of the decoder
 
 Of a fixed size the layout is a constant, and the picture is the only input. transformers is given patches in
 groups and the sizes of several pictures; that its answer is the same is verified for every compilation.
@@ -48,13 +49,19 @@ class NativeVisionEncoder(torch.nn.Module):  # type: ignore[misc]
         if "cell_order" in at:
             hidden = hidden.index_select(1, at["cell_order"])
         hidden = hidden.flatten(1, 2)  # [1, P, D]
+        if "table_rows" in at:
+            around = visual.pos_embed(at["table_rows"])  # [P, 4, D]
+            hidden = hidden + (around * at["table_weights"][:, :, None].to(around.dtype)).sum(1)
         turn = visual.rotary_pos_emb(hidden, at["patch_positions"])  # cosine and sine [P, head dim]
         full = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
+        deep, stacked = list(getattr(visual, "deepstack_visual_indexes", ())), []
         for index, block in enumerate(visual.blocks):
             attended = self._attend(block.attn, block.norm1(hidden), turn, None if index in full else at)
             hidden = hidden + block.attn.proj(attended)
             hidden = hidden + block.mlp(block.norm2(hidden))
-        features = _merged(visual.merger, hidden)
+            if index in deep:
+                stacked.append(_merged(visual.deepstack_merger_list[deep.index(index)], hidden))
+        features = torch.cat([_merged(visual.merger, hidden), *stacked], dim=-1)
         return features.index_select(1, at["cell_places"]) if "cell_places" in at else features
 
     def _attend(
@@ -107,7 +114,11 @@ def _patches(visual: Any, pixel_values: torch.Tensor) -> torch.Tensor:
 
 def _merged(merger: Any, hidden: torch.Tensor) -> torch.Tensor:
     """[1, P, D] → [1, C, text D]; without the first dimension it would be no matrix product."""
-    return merger.mlp(merger.ln_q(hidden).reshape(1, -1, merger.hidden_size))
+    cells = (1, -1, merger.hidden_size)
+    if hasattr(merger, "mlp"):
+        return merger.mlp(merger.ln_q(hidden).reshape(cells))
+    normed = merger.norm(hidden.reshape(cells) if merger.use_postshuffle_norm else hidden)
+    return merger.linear_fc2(merger.act_fn(merger.linear_fc1(normed.reshape(cells))))
 
 
 def _attention(attention: Any, parts: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:

@@ -28,7 +28,9 @@ from edgevlm_deploy.export.components import (
     Decoder,
     Embedding,
     PruningDecoder,
+    adding,
     check_rotary,
+    deepstack,
     head_dim,
     sees_whole_prompt,
 )
@@ -110,7 +112,7 @@ def export_decoder(
     past_names, present_names = cache_names(text.num_hidden_layers)
     positions = torch.arange(past_tokens, past_tokens + tokens).repeat(2, 1)
     given: dict[str, tuple[Any, str]] = {
-        "inputs_embeds": (torch.zeros(2, tokens, text.hidden_size), "tokens"),
+        "inputs_embeds": (torch.zeros(2, tokens, (1 + deepstack(source)) * text.hidden_size), "tokens"),
         "attention_mask": (torch.ones(2, past_tokens + tokens, dtype=torch.int64), "total"),
         "position_ids": (positions if rows == 1 else positions.repeat(rows, 1, 1), "tokens"),
     }
@@ -125,6 +127,7 @@ def export_decoder(
     wanted = PREFIX_ATTENTION if sees_whole_prompt(source) else GROUP_QUERY_ATTENTION
     with contextlib.ExitStack() as stack:
         stack.enter_context(attention(source.get_decoder().config, wanted))
+        stack.enter_context(adding(source))
         if rows > 1:
             tables = map(torch.from_numpy, rotary_table(source, max_context))
             stack.enter_context(mrope.fused(source, mrope.look_up(source, *tables)))

@@ -23,18 +23,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from edgevlm_runner import native
-from edgevlm_runner.contract import ModelSpec, kept_tokens
+from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.generate import Generation, generate, prefill, splice
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes import Runtime
 from edgevlm_runner.runtimes.onnxruntime import OnnxRuntime
 from numpy.typing import NDArray
 
-from edgevlm_deploy.calibration.tensors import pictures
 from edgevlm_deploy.errors import ExportError
+from edgevlm_deploy.export import expected
+from edgevlm_deploy.export.components import Embedding
 from edgevlm_deploy.export.observation import ObservedRuntime, write_exact
 from edgevlm_deploy.quantize.table import QuantizedTable
-from edgevlm_deploy.reduction import fastv
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest magnitude in the tensor."""
@@ -231,15 +231,15 @@ def compare(
     """Torch on the same inputs; its decoder gets the graph's embeddings: each part is judged alone."""
     first = sample.input_ids.shape[1] - 1
     with torch.inference_mode(), given_ties(reference, table, observed.quantized) as ties:
-        features = _torch_features(reference, spec, sample)
+        features = expected.features(reference, spec, sample)
         embeds = _embedded(
-            lambda ids: reference.get_input_embeddings()(torch.from_numpy(ids)).numpy(),
+            lambda ids: Embedding(reference)(torch.from_numpy(ids)).numpy(),
             features,
             spec,
             sample,
             observed.generation,
         )
-        states = _torch_hidden(reference, spec, sample, observed.embeds)[
+        states = expected.hidden(reference, spec, sample, observed.embeds)[
             :, first - observed.embeds.shape[1] :
         ]
         logits = reference.lm_head(states)[0].numpy()  # [generated, V]
@@ -260,57 +260,6 @@ def compare(
             f"Greedy tokens differ: torch {list(tokens)}, graph {list(observed.generation.token_ids)}."
         )
     return found
-
-
-def _torch_hidden(reference: Any, spec: ModelSpec, sample: Inputs, embeds: Floats) -> Any:
-    """float32 [1, T, D] of prompt and generated tokens in one pass; of pruned image tokens there is none."""
-    text = reference.get_decoder()
-    given = torch.from_numpy(embeds)
-    if spec.prefix:
-        mask = _prefix_mask(sample.input_ids.shape[1], embeds.shape[1])
-        return text(inputs_embeds=given, attention_mask=mask, use_cache=False).last_hidden_state
-    if spec.position_rows > 1:
-        places = _torch_positions(reference, spec, sample, embeds.shape[1])
-        return text(inputs_embeds=given, position_ids=places, use_cache=False).last_hidden_state
-    if spec.pruning is None:
-        return text(inputs_embeds=given, use_cache=False).last_hidden_state
-    tokens, asked = embeds.shape[1], sample.input_ids.shape[1]
-    places = np.zeros((1, tokens), np.int64)
-    places[:, :asked] = sample.input_ids == spec.image_token_id
-    images = int(places.sum())
-    left = tokens - images + kept_tokens(images, spec.pruning.keep)
-    positions = torch.arange(tokens)[None]
-    return fastv.layers(text, given, positions, torch.from_numpy(places), left, spec.pruning.layer, asked)
-
-
-def _prefix_mask(asked: int, tokens: int) -> Any:
-    """[1, 1, T, T], added to the scores: the prompt sees itself, each later token what is before it."""
-    mask = torch.full((tokens, tokens), torch.finfo(torch.float32).min).triu(1)
-    mask[:asked, :asked] = 0
-    return mask[None, None]
-
-
-def _torch_positions(reference: Any, spec: ModelSpec, sample: Inputs, tokens: int) -> Any:
-    """int64 [3, 1, T] by the source model's own rule, for the prompt and what follows it."""
-    ids, pixels = torch.from_numpy(sample.input_ids), pictures([sample], spec)
-    if not pixels:
-        return torch.arange(tokens).expand(spec.position_rows, 1, -1)
-    types, grids = pixels["mm_token_type_ids"], pixels["image_grid_thw"]
-    prompt = reference.model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grids)[0]
-    after = torch.arange(tokens - ids.shape[1]) + prompt.max() + 1
-    return torch.cat([prompt, after.expand(spec.position_rows, 1, -1)], dim=-1)
-
-
-def _torch_features(reference: Any, spec: ModelSpec, sample: Inputs) -> Floats | None:
-    """float32 [tiles, tokens per tile, D] through the source model's own entry point."""
-    if sample.pixel_values is None:
-        return None
-    given = pictures([sample], spec)
-    grid = {name: given[name] for name in ("image_grid_thw",) if name in given}
-    pieces = reference.model.get_image_features(given["pixel_values"], **grid).pooler_output
-    features = torch.cat([one.flatten(end_dim=-2) for one in pieces])  # [tokens, D]
-    result: Floats = features.reshape(len(sample.pixel_values), -1, features.shape[-1]).numpy()
-    return result
 
 
 def difference(what: str, found: Floats | None, expected: Floats, tolerance: float) -> float:

@@ -23,6 +23,7 @@ from edgevlm_deploy.source import (
     paligemma,
     qwen2_5_vl,
     qwen2_vl,
+    qwen3_vl,
     siglip,
     specification,
 )
@@ -66,6 +67,7 @@ GENERATIVE: Mapping[str, Generative] = {
     "paligemma": paligemma,
     "qwen2_vl": qwen2_vl.FAMILY,
     "qwen2_5_vl": qwen2_5_vl.FAMILY,
+    "qwen3_vl": qwen3_vl.FAMILY,
 }
 DUAL_ENCODERS: Mapping[str, Family] = {"clip": clip, "siglip": siglip}
 ENCODER_DECODERS: Mapping[str, Family] = {"blip": blip}

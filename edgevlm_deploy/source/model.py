@@ -39,6 +39,10 @@ class Architecture:
     """Of a film, that one patch spans; likewise."""
     window_size: int = 0
     """Side in pixels of the vision encoder's attention windows; 0 without."""
+    table_side: int = 0
+    """Side of the vision encoder's learned table of positions; 0 without."""
+    deepstack: int = 0
+    """First decoder layers behind which image tokens get features of their own."""
 
     @property
     def cell(self) -> int:

@@ -34,6 +34,9 @@ PREFIXES = {
     Component.DECODER.value: f"{TEXT}.layers",
     Component.HEAD.value: "lm_head",
 }
+DEEPSTACK = f"{VISION}.deepstack_merger_list"
+"""More projectors, in Qwen3-VL; each component has one prefix of its own beside them."""
+TABLE = f"{VISION}.pos_embed.weight"
 EMBEDDING = f"{TEXT}.embed_tokens.weight"
 HEAD = "lm_head.weight"
 PATCHES = f"{VISION}.patch_embed.proj.weight"
@@ -70,7 +73,7 @@ class QwenVl:
         tied = HEAD not in tensors
         if tied and not _is_tied(checkpoint):
             raise CheckpointError(f"{checkpoint.path}: has no {HEAD}, and its config does not tie the head.")
-        shapes = matrices(tensors, (f"{VISION}.pos_embed.weight",))
+        shapes = matrices(tensors, (TABLE,))
         if tied and EMBEDDING in tensors:
             shapes["lm_head"] = shapes[EMBEDDING.removesuffix(".weight")]
         return SourceModel(
@@ -84,8 +87,8 @@ class QwenVl:
             architecture=self._architecture(known),
             prefixes=PREFIXES,
             modules={
-                component: tuple(name for name in shapes if f"{name}.".startswith(f"{prefix}."))
-                for component, prefix in PREFIXES.items()
+                component: tuple(name for name in shapes if f"{name}.".startswith(tuple(prefixes)))
+                for component, prefixes in _all_prefixes().items()
             },
             shapes=shapes,
             parameters=sum(tensor.values for tensor in tensors.values()),
@@ -136,6 +139,8 @@ class QwenVl:
             merge_size=merge_size,
             frames=frames,
             window_size=window,
+            table_side=math.isqrt(shape(checkpoint, TABLE, 2)[0]) if TABLE in checkpoint.tensors else 0,
+            deepstack=_count(checkpoint.tensors, DEEPSTACK),
         )
 
     def load(self, source: SourceModel) -> Any:
@@ -169,6 +174,8 @@ class QwenVl:
             merge_size=vision.spatial_merge_size,
             frames=vision.temporal_patch_size,
             window_size=getattr(vision, "window_size", 0),
+            table_side=math.isqrt(getattr(vision, "num_position_embeddings", 0)),
+            deepstack=len(getattr(vision, "deepstack_visual_indexes", ())),
         )
         ours, made = asdict(source.architecture), asdict(theirs)
         wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]
@@ -208,6 +215,7 @@ class QwenVl:
             rescale_factor=float(processor.rescale_factor),
             mean=mean,
             std=std,
+            table_side=numbers.table_side,
         )
         _check_pixels(source, processor, own)
         most = min(own.max_pixels, wanted.max_pixels or own.max_pixels)
@@ -217,6 +225,13 @@ class QwenVl:
     def prompt_spec(self, source: SourceModel, tokenizer: Any) -> PromptSpec:
         """The chat template; how many image tokens a picture has is its own affair."""
         return chat_prompt(source, tokenizer)
+
+
+def _all_prefixes() -> dict[str, list[str]]:
+    """component → beginnings of its modules' names."""
+    found = {component: [f"{prefix}."] for component, prefix in PREFIXES.items()}
+    found[Component.PROJECTOR.value].append(f"{DEEPSTACK}.")
+    return found
 
 
 def module_name(stored: str) -> str:

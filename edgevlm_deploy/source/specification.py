@@ -63,6 +63,7 @@ def model_spec(
         hidden=recipe.has_selector,
         prefix=architecture.prefix,
         position_rows=3 if isinstance(image, NativeSpec) else 1,
+        deepstack=architecture.deepstack,
     )
     _check_tokens(source, spec, tokenizer, on_device)
     return spec

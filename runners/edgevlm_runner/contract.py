@@ -249,7 +249,15 @@ class ModelSpec:
     """Whether all tokens of the prompt see each other, later ones too; the answer is causal in any case."""
     position_rows: int = 1
     """Numbers that say where a token stands: 1, or 3 (time, height, width) for M-RoPE."""
+    deepstack: int = 0
+    """First decoder layers behind which image tokens get features of their own; an image token's embedding is
+    followed by them, another token's by zeros."""
     kind: str = GENERATIVE
+
+    @property
+    def embed_size(self) -> int:
+        """Width of embeddings and image features, what `deepstack` adds included."""
+        return self.hidden_size * (1 + self.deepstack)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,7 +152,9 @@ def _read_prompt(
     logits = prefill(runtime, spec, embeds, input_ids, grid)
     pooled = None
     if spec.hidden:
-        pooled = pool(features, words[input_ids != spec.image_token_id], runtime.hidden())
+        own = None if features is None else features[..., : spec.hidden_size]
+        read = words[input_ids != spec.image_token_id][:, : spec.hidden_size]
+        pooled = pool(own, read, runtime.hidden())
     return Read(logits, lambda token: runtime.step(runtime.embed(np.array([[token]], np.int64))), pooled)
 
 

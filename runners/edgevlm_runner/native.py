@@ -85,6 +85,8 @@ def signature(spec: NativeSpec) -> Dict[str, Tuple[Union[str, int], ...]]:
         "pixel_values": (1, 3, "height", "width"),
         "patch_positions": ("patches", 2),
     }
+    if spec.table_side:
+        shapes.update(table_rows=("patches", 4), table_weights=("patches", 4))
     if spec.window_size:
         patches = (spec.window_size // spec.cell * spec.merge_size) ** 2
         shapes.update(cell_order=("cells",), cell_places=("cells",), window_places=("patches",))
@@ -123,6 +125,11 @@ def layout(size: Tuple[int, ...], spec: NativeSpec) -> Dict[str, np.ndarray]:
 
     patch_positions  int64 [P, 2], row and column of each patch
 
+    With a learned table of positions:
+
+    table_rows     int64 [P, 4], entries of the flat table that lie around each patch
+    table_weights  float32 [P, 4], bilinear; their sum is 1
+
     With attention in windows, of W windows that hold up to S patches:
 
     cell_order       int64 [C], cells in the order of their windows; patch_positions are in that order too
@@ -137,8 +144,11 @@ def layout(size: Tuple[int, ...], spec: NativeSpec) -> Dict[str, np.ndarray]:
     inside = np.stack(np.divmod(np.arange(merge * merge), merge), axis=-1)  # [merge², 2]
     corners = np.stack([row, col], axis=-1)[:, None] * merge  # [C, 1, 2]
     positions = corners + inside  # [C, merge², 2]
+    given = {"patch_positions": positions.reshape(-1, 2)}
+    if spec.table_side:
+        given.update(_stretched(given["patch_positions"], (rows * merge, cols * merge), spec.table_side))
     if not spec.window_size:
-        return {"patch_positions": positions.reshape(-1, 2)}
+        return given
     side = spec.window_size // spec.cell  # of a window, in cells
     index = np.arange(rows * cols).reshape(rows, cols)
     groups = [
@@ -158,4 +168,20 @@ def layout(size: Tuple[int, ...], spec: NativeSpec) -> Dict[str, np.ndarray]:
         "windows": np.where(mask, first[:, None] + columns, 0),
         "window_mask": mask.astype(np.int32),
         "window_places": np.flatnonzero(mask),
+    }
+
+
+def _stretched(positions: np.ndarray, size: Tuple[int, int], side: int) -> Dict[str, np.ndarray]:
+    """Bilinear, corners meet, in transformers' own float32 arithmetic; size: patches by row and column."""
+    below, weights = [], []
+    for axis in range(2):
+        last = np.float32(max(size[axis] - 1, 1))
+        place = positions[:, axis].astype(np.float32) * np.float32(side - 1) / last
+        floor = np.floor(place)
+        steps = np.arange(2, dtype=np.float32)
+        weights.append(np.maximum(1 - np.abs(place[:, None] - floor[:, None] - steps), 0))  # [P, 2]
+        below.append(np.clip(floor.astype(np.int64)[:, None] + np.arange(2), 0, side - 1))
+    return {
+        "table_rows": (below[0][:, :, None] * side + below[1][:, None, :]).reshape(-1, 4),
+        "table_weights": (weights[0][:, :, None] * weights[1][:, None, :]).reshape(-1, 4),
     }

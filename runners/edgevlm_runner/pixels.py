@@ -74,6 +74,8 @@ class NativeSpec:
     rescale_factor: float
     mean: Tuple[float, float, float]
     std: Tuple[float, float, float]
+    table_side: int = 0
+    """Side of a learned table of positions, which is stretched over each picture; 0 without."""
 
     @property
     def cell(self) -> int:

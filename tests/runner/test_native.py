@@ -80,6 +80,20 @@ def test_layout_is_that_of_transformers(rows: int, cols: int) -> None:
     assert ours["windows"].shape[1] == shapes["windows"][1]
 
 
+@given(rows=counts, cols=counts)
+def test_the_table_is_stretched_as_by_transformers(rows: int, cols: int) -> None:
+    from transformers import vision_utils
+
+    spec = dataclasses.replace(SPEC, window_size=0, table_side=7)
+    ours = native.layout((rows * SPEC.cell, cols * SPEC.cell), spec)
+    places, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+        torch.tensor([[1, 2 * rows, 2 * cols]]), 7, align_corners=True, spatial_merge_size=2
+    )
+    assert np.array_equal(ours["table_rows"], places.numpy())
+    assert np.array_equal(ours["table_weights"], weights.numpy())
+    assert set(native.signature(spec)) - {"pixel_values"} == set(ours)
+
+
 def test_layout_without_windows() -> None:
     assert set(native.layout((56, 84), dataclasses.replace(SPEC, window_size=0))) == {"patch_positions"}
 

@@ -48,11 +48,13 @@ def test_weights_are_loaded_as_they_are_stored(all_saved: dict[str, Path], famil
     described = source.inspect(all_saved[family])
     assert described.family == family
     assert isinstance(described.architecture, Architecture)
-    assert described.architecture.cell == 28
+    assert described.architecture.cell == 2 * tiny_qwen.PATCHES[family]
+    assert described.architecture.deepstack == (2 if family == "qwen3_vl" else 0)
     assert described.architecture.window_size == (56 if family == "qwen2_5_vl" else 0)
     model = source.load(described)
     linear = {name for name, module in model.named_modules() if type(module).__name__ == "Linear"}
     named = {name for names in described.modules.values() for name in names}
+    assert len(described.modules["projector"]) == 2 * (1 + described.architecture.deepstack)
     assert named - {"model.language_model.embed_tokens"} == linear
 
 
@@ -65,7 +67,8 @@ def test_inputs_equal_the_processors(
     spec = spec_of(folder)
     picture = Image.effect_noise(size, 80).convert("RGB") if size else None
     ours = from_picture(picture, "12 of 34, naïve?\n", spec, load_tokenizer(folder / "tokenizer.json"))
-    tokenizer, processor = tiny_qwen.tokenizer(), tiny_qwen.image_processor()
+    tokenizer, patch = tiny_qwen.tokenizer(), tiny_qwen.PATCHES[family]
+    processor = tiny_qwen.image_processor(patch)
     content = [{"type": "image"}] if picture else []
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": [*content, {"type": "text", "text": "12 of 34, naïve?\n"}]}],
@@ -77,7 +80,7 @@ def test_inputs_equal_the_processors(
         grid = processor(images=picture, return_tensors="np")["image_grid_thw"][0]
         text = text.replace("<|image_pad|>", "<|image_pad|>" * (int(grid.prod()) // 4))
         assert ours.pixel_values is not None
-        assert ours.pixel_values.shape[2:] == (14 * grid[1], 14 * grid[2])
+        assert ours.pixel_values.shape[2:] == (patch * grid[1], patch * grid[2])
     assert ours.input_ids[0].tolist() == tokenizer(text).input_ids
 
 

@@ -50,7 +50,7 @@ class OnnxRuntime:
         features = [
             self._run(self._vision, native.vision_inputs(tile[None], self._spec)) for tile in pixel_values
         ]
-        return np.concatenate(features) if features else np.zeros((0, 0, self._spec.hidden_size), np.float32)
+        return np.concatenate(features) if features else np.zeros((0, 0, self._spec.embed_size), np.float32)
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """int64 [1, T] → float32 [1, T, D]."""
@@ -151,7 +151,7 @@ class OnnxRuntime:
         spec = self._spec
         cache: List[Union[str, int]] = ["batch", spec.kv_heads, "past", spec.head_dim]
         decoder: Dict[str, List[Union[str, int]]] = {
-            "inputs_embeds": ["batch", "tokens", spec.hidden_size],
+            "inputs_embeds": ["batch", "tokens", spec.embed_size],
             "attention_mask": ["batch", "total"],
             "position_ids": [*([spec.position_rows] if spec.position_rows > 1 else []), "batch", "tokens"],
         }
