@@ -19,12 +19,25 @@ def half_precision(source: Any) -> Any:
     """
     import torch
 
+    from edgevlm_deploy.paging import Paged, pages
+
+    paged = pages(source)
     with torch.no_grad():
-        for parameter in source.parameters():
-            half = parameter.half().float()
-            if bool(torch.isfinite(half).all()):
-                parameter.copy_(half)
+        for module in source.modules():
+            if isinstance(module, Paged):
+                module.rounds_to_half = fits_half(module.weight)
+        for name, parameter in source.named_parameters():
+            if name not in paged and fits_half(parameter):
+                parameter.copy_(parameter.half().float())
     return source
+
+
+def fits_half(values: Any) -> bool:
+    """Whether every value of a tensor lies within fp16's range."""
+    import torch
+
+    low, high = torch.aminmax(values)
+    return bool(torch.isfinite(torch.stack([low, high]).half()).all())
 
 
 def in_half(quantized: QuantizedModel) -> QuantizedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,25 @@ def _permutation(transpose: ir.Node, rank: int) -> tuple[int, ...]:
 
 
 def add_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
+    return _register(model, name, ir.tensor(array, name=name))
+
+
+def add_lazy_initializer(
+    model: ir.Model, name: str, make: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: Sequence[int]
+) -> ir.Value:
+    """An initializer that is made when the graph is written, and then let go: a large model's weights are
+    never in memory together."""
+
+    def tensor() -> ir.Tensor:
+        array = make()
+        if (array.dtype, array.shape) != (dtype.numpy(), tuple(shape)):
+            raise ExportError(f"{name}: {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}.")
+        return ir.tensor(array, name=name)
+
+    return _register(model, name, ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name))
+
+
+def _register(model: ir.Model, name: str, tensor: Any) -> ir.Value:
     value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
     model.graph.register_initializer(value)
     return value

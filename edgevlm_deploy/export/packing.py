@@ -19,6 +19,9 @@ from edgevlm_deploy.quantize.table import QuantizedLinear
 LEGAL_BLOCKS = (128, 64, 32, 16)
 """Block sizes of the operator that are used here, fastest first (measured on AVX-512 at level 4)."""
 
+ROWS = 4096
+"""Rows that are packed at a time, so that no copy of a large matrix is made on the way."""
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -42,22 +45,37 @@ def pack(linear: QuantizedLinear, module: str) -> Packed:
 
     Raises ExportError when no legal block size fits the groups, or integers exceed their bits.
     """
+    container, block = layout(linear.bits, linear.block, linear.q.shape[1], module)
+    scale, zero_point = pack_scales(linear, module)
+    return Packed(pack_weight(linear, module), scale, zero_point, container, block)
+
+
+def pack_scales(
+    linear: QuantizedLinear, module: str
+) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+    """`Packed.scale` and `Packed.zero_point` alone."""
+    columns = linear.q.shape[1]
+    container, block = layout(linear.bits, linear.block, columns, module)
+    group = np.arange(-(-columns // block)) * block // linear.block
+    scale = np.ascontiguousarray(linear.scale[:, group])
+    if linear.zero_point is None:
+        return scale, None
+    return scale, _zero_points(np.rint(linear.zero_point[:, group]), container)
+
+
+def pack_weight(linear: QuantizedLinear, module: str) -> NDArray[np.uint8]:
+    """`Packed.weight` alone: uint8 [N, blocks, block · container / 8]."""
     rows, columns = linear.q.shape
     container, block = layout(linear.bits, linear.block, columns, module)
-    unsigned = _unsigned(linear, container, module)
     blocks = -(-columns // block)
-    neutral = 1 << (container - 1)
-    padded = np.full((rows, blocks * block), neutral, np.uint8)
-    padded[:, :columns] = unsigned
-    group = np.arange(blocks) * block // linear.block
-    zero_point = None if linear.zero_point is None else np.rint(linear.zero_point[:, group])
-    return Packed(
-        weight=_join(padded, container).reshape(rows, blocks, block * container // 8),
-        scale=np.ascontiguousarray(linear.scale[:, group]),
-        zero_point=None if zero_point is None else _zero_points(zero_point, container),
-        container=container,
-        block=block,
-    )
+    packed = np.empty((rows, blocks, block * container // 8), np.uint8)
+    for start in range(0, rows, ROWS):
+        some = slice(start, start + ROWS)
+        unsigned = _unsigned(linear.rows(some), container, module)
+        padded = np.full((len(unsigned), blocks * block), 1 << (container - 1), np.uint8)
+        padded[:, :columns] = unsigned
+        packed[some] = _join(padded, container).reshape(packed[some].shape)
+    return packed
 
 
 def remainder(linear: QuantizedLinear) -> NDArray[np.float32] | None:

@@ -42,6 +42,7 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
             batches,
             recipe.quantizer,
             recipe.calibration.observer,
+            scratch=out,
         )
         made.save(out)
 

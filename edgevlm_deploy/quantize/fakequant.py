@@ -17,7 +17,7 @@ Rounding = Callable[[Any], Any]
 
 
 def apply(model: Any, quantized: QuantizedModel) -> Any:
-    """Turn a fresh float32 copy of the source model into the fake-quantised one, in place; returns it.
+    """Turn a fresh copy of the source model into the fake-quantised one, in place; returns it.
 
     Inputs of modules with a static activation are rounded as an exported QuantizeLinear does it:
     divide by the scale, round half to even, clip to −128 … 127.
@@ -59,7 +59,7 @@ def _install(
         owner, _, parameter = name.rpartition(".")
         _replace(model, owner, parameter, values)
     for name, linear in quantized.table.items():
-        _replace(model, name, "weight", linear.dequantize())
+        handles += _replace_weight(model, name, linear)
         rounding = own_rounding(linear) if linear.activation is None else _rounding(linear.activation)
         if rounding is not None:
             module = model.get_submodule(name)
@@ -67,10 +67,19 @@ def _install(
     return handles
 
 
-def _replace(model: Any, owner: str, parameter: str, values: Any) -> None:
-    """Set a new parameter, which also unties it from others (an embedding and its head)."""
-    import torch
+def _replace_weight(model: Any, name: str, linear: QuantizedLinear) -> list[Any]:
+    """The weights of `linear`, which a paged module dequantises anew whenever it computes."""
+    from edgevlm_deploy.paging import Paged
 
+    module = _owner(model, name, "weight", linear.q.shape)
+    if isinstance(module, Paged):
+        return [module.compute_with(linear)]
+    _replace(model, name, "weight", linear.dequantize())
+    return []
+
+
+def _owner(model: Any, owner: str, parameter: str, shape: tuple[int, ...]) -> Any:
+    """The module that has the parameter. Raises QuantizationError unless that has this shape."""
     try:
         module = model.get_submodule(owner)
         old = getattr(module, parameter)
@@ -78,10 +87,18 @@ def _replace(model: Any, owner: str, parameter: str, values: Any) -> None:
         raise QuantizationError(
             f"{owner}.{parameter} is not in this model; was another model quantised?"
         ) from error
-    if tuple(old.shape) != values.shape:
+    if tuple(old.shape) != shape:
         raise QuantizationError(
-            f"{owner}.{parameter}: the model has shape {list(old.shape)}, the table {list(values.shape)}."
+            f"{owner}.{parameter}: the model has shape {list(old.shape)}, the table {list(shape)}."
         )
+    return module
+
+
+def _replace(model: Any, owner: str, parameter: str, values: Any) -> None:
+    """Set a new parameter, which also unties it from others (an embedding and its head)."""
+    import torch
+
+    module = _owner(model, owner, parameter, values.shape)
     new = torch.from_numpy(np.array(values, dtype=np.float32))
     setattr(module, parameter, torch.nn.Parameter(new, requires_grad=False))
 

@@ -7,21 +7,29 @@ that a fold changes is computed otherwise afterwards, so each algorithm still se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from edgevlm_deploy.quantize import autoround, awq, inc, mbq, smoothquant, static_ranges
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
-from edgevlm_deploy.quantize.rounding import data_free, weight_of
-from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
+from edgevlm_deploy.quantize.rounding import data_free, rows_of
+from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, spilled
 from edgevlm_deploy.recipe import Algorithm, Component, ObserverName
 
 
 def quantize(
-    model: Any, request: Request, batches: Sequence[Batch], observer: ObserverName
+    model: Any,
+    request: Request,
+    batches: Sequence[Batch],
+    observer: ObserverName,
+    scratch: Path | None,
 ) -> QuantizedModel:
-    """Quantise `model` (a float32 copy, which is changed). See `edgevlm_deploy.quantize.quantize`."""
+    """Quantise `model` (a fresh copy, which is changed). See `edgevlm_deploy.quantize.quantize`.
+
+    scratch: folder on whose disk finished integers wait; None keeps them in memory.
+    """
     modules: dict[str, QuantizedLinear] = {}
     changed: set[str] = set()
     smoothed = _by(Algorithm.SMOOTHQUANT, request)
@@ -40,7 +48,10 @@ def quantize(
     scales = static_ranges.scales(model, static, batches, observer) if static else {}
     for name, wanted in request.items():
         if name not in modules:
-            modules[name] = data_free(weight_of(model, name), wanted, scales.get(name))
+            parts = [data_free(rows, wanted, scales.get(name)) for rows in rows_of(model, name)]
+            modules[name] = QuantizedLinear.stacked(parts)
+        if scratch is not None:
+            modules[name] = spilled(modules[name], scratch)
     in_table = {f"{name}.weight" for name in modules}
     floats = {
         name: model.get_parameter(name).detach().float().numpy().copy() for name in sorted(changed - in_table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,17 @@ from edgevlm_deploy.recipe import Algorithm
 
 
 def weight_of(model: Any, name: str) -> NDArray[np.float32]:
-    """float32 [N, K] of the linear layer or embedding `name`; shares memory with the model."""
+    """float32 [N, K] of the linear layer or embedding `name`; shares memory with a model in float32."""
     weight: NDArray[np.float32] = model.get_submodule(name).weight.detach().float().numpy()
     return weight
+
+
+def rows_of(model: Any, name: str) -> Iterator[NDArray[np.float32]]:
+    """`weight_of`, some rows at a time: a matrix that is read from the checkpoint is never widened whole."""
+    from edgevlm_deploy import paging
+
+    weight = model.get_submodule(name).weight.detach()
+    return (weight[rows].float().numpy() for rows in paging.chunks(*weight.shape))
 
 
 def data_free(

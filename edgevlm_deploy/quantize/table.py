@@ -6,8 +6,10 @@ carry its integers, and each exporter reads its own file back to prove that.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,24 @@ class QuantizedLinear:
         dequantized: NDArray[np.float32] = values * self.scale[:, group]
         return dequantized
 
+    def rows(self, rows: Any) -> QuantizedLinear:
+        """Some rows of it; `rows` is a slice or an array of row numbers."""
+        zero_point = None if self.zero_point is None else self.zero_point[rows]
+        return dataclasses.replace(self, q=self.q[rows], scale=self.scale[rows], zero_point=zero_point)
+
+    @classmethod
+    def stacked(cls, parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
+        """One matrix of parts that follow each other in rows."""
+        if len(parts) == 1:
+            return parts[0]
+        zero_points = [part.zero_point for part in parts if part.zero_point is not None]
+        return dataclasses.replace(
+            parts[0],
+            q=np.concatenate([part.q for part in parts]),
+            scale=np.concatenate([part.scale for part in parts]),
+            zero_point=np.concatenate(zero_points) if zero_points else None,
+        )
+
 
 @dataclass(frozen=True)
 class QuantizedTable(Mapping[str, QuantizedLinear]):
@@ -102,10 +122,9 @@ class QuantizedTable(Mapping[str, QuantizedLinear]):
 
     @classmethod
     def load(cls, directory: Path) -> QuantizedTable:
-        """Read what `save` wrote. Raises QuantizationError when the two files disagree."""
-        from safetensors.numpy import load_file
-
-        tensors = load_file(directory / "table.safetensors")
+        """Read what `save` wrote; arrays are pages of the file. Raises QuantizationError when the two files
+        disagree."""
+        tensors = mapped(directory / "table.safetensors")
         modules: dict[str, QuantizedLinear] = {}
         for name, row in json.loads((directory / "table.json").read_text()).items():
             if f"{name}.q" not in tensors:
@@ -120,3 +139,24 @@ class QuantizedTable(Mapping[str, QuantizedLinear]):
                 activation=StaticActivation(**activation) if activation else None,
             )
         return cls(modules)
+
+
+def mapped(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of a safetensors file as pages of it: nothing is read before it is used."""
+    from safetensors import safe_open
+
+    # Through NumPy the library would copy them.
+    with safe_open(path, framework="pt") as stored:
+        return {name: stored.get_tensor(name).numpy() for name in stored.keys()}  # noqa: SIM118 - not a mapping
+
+
+def spilled(linear: QuantizedLinear, directory: Path) -> QuantizedLinear:
+    """The same with its integers in a nameless file on `directory`'s disk, which the kernel may write out."""
+    import torch
+
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".spilled-") as file:
+        kind = {np.dtype(np.int8): torch.int8, np.dtype(np.uint8): torch.uint8}[linear.q.dtype]
+        q = torch.from_file(file.name, shared=True, size=linear.q.size, dtype=kind).numpy()
+    q = q.reshape(linear.q.shape)
+    q[...] = linear.q
+    return dataclasses.replace(linear, q=q)

@@ -12,7 +12,10 @@ from edgevlm_deploy.source.model import SourceModel
 
 
 def load(source: SourceModel, class_name: str, attention: str | Mapping[str, str]) -> Any:
-    """transformers' `class_name` in float32 on the CPU, in eval mode; `check_weights` is to follow.
+    """transformers' `class_name` on the CPU, in eval mode; `check_weights` is to follow.
+
+    It computes in float32. Of a model that is too large for the memory that is left, the large matrices stay
+    as they are stored, on pages of their files; see `paging`.
 
     attention: name of the attention implementation, or one per part of the configuration.
     Raises CheckpointError when transformers cannot load it, or leaves out or adds a weight.
@@ -22,11 +25,14 @@ def load(source: SourceModel, class_name: str, attention: str | Mapping[str, str
         import transformers
     except ImportError as error:
         raise MissingExtraError("Loading a model needs `pip install edgevlm[compile]`.") from error
+    from edgevlm_deploy import paging
+
+    paged = paging.is_needed(source.parameters)
     with _without_progress_bar():
         try:
             model, report = getattr(transformers, class_name).from_pretrained(
                 source.path,
-                dtype=torch.float32,
+                dtype=getattr(torch, _widest(source)) if paged else torch.float32,
                 attn_implementation=attention if isinstance(attention, str) else dict(attention),
                 local_files_only=True,
                 use_safetensors=True,
@@ -42,7 +48,22 @@ def load(source: SourceModel, class_name: str, attention: str | Mapping[str, str
         # The same computation, spelled so that quantisers and exporters understand it.
         if isinstance(module, torch.nn.Conv2d) and module.padding == "valid":
             module.padding = (0, 0)
+    if paged:
+        paging.keep(model)
     return model.eval()
+
+
+def _widest(source: SourceModel) -> str:
+    """torch's name of a dtype that holds every stored weight as it is."""
+    from safetensors import safe_open
+
+    found = set()
+    for file in source.weight_files:
+        with safe_open(source.path / file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - not a mapping
+                if not is_position_buffer(name):
+                    found.add(weights.get_slice(name).get_dtype())
+    return {"F16": "float16", "BF16": "bfloat16"}[min(found)] if found in ({"F16"}, {"BF16"}) else "float32"
 
 
 @contextmanager
@@ -80,7 +101,9 @@ def check_weights(
             for name in stored.keys():  # noqa: SIM118 - not a mapping
                 if is_position_buffer(name):
                     continue
-                tensor = stored.get_tensor(name).to(torch.float32)
+                tensor = stored.get_tensor(name)
+                if name in state:
+                    tensor = tensor.to(state[name].dtype)
                 if not torch.isfinite(tensor).all():
                     raise CheckpointError(f"{source.path}: {name} holds values that are not finite.")
                 own = module_name(name)

@@ -32,7 +32,7 @@ def _rewrite(model: ir.Model, node: ir.Node, module: str, linear: QuantizedLinea
             f"{module}: an embedding has symmetric 8-bit rows with one scale each, "
             f"got {linear.bits} bits and scales {list(linear.scale.shape)}."
         )
-    weight = graph.add_initializer(model, f"{module}.weight_q", linear.q.astype(np.int8))
+    weight = graph.add_initializer(model, f"{module}.weight_q", np.asarray(linear.q, np.int8))
     scale = graph.add_initializer(model, f"{module}.weight_scale", linear.scale)  # [V, 1]
     ids = node.inputs[1]
     rows = ir.node("Gather", [weight, ids], {"axis": 0})  # [B, T, D]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgevlm_deploy.errors import ExportError
 from edgevlm_deploy.export import graph
-from edgevlm_deploy.export.packing import block_sums, pack, remainder
+from edgevlm_deploy.export.packing import block_sums, layout, pack_scales, pack_weight, remainder
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable
 
 EXACT = 1
@@ -50,19 +50,23 @@ def _rewrite(
         raise ExportError(
             f"{module}: the graph multiplies by {shape}, the table has [N, K] = {[rows, columns]}."
         )
-    packed = pack(linear, module)
-    inputs = [
-        node.inputs[0],
-        graph.add_initializer(model, f"{module}.weight_q", packed.weight),
-        graph.add_initializer(model, f"{module}.weight_scale", packed.scale),
-    ]
-    if packed.zero_point is not None:
-        inputs.append(graph.add_initializer(model, f"{module}.weight_zero_point", packed.zero_point))
+    container, block = layout(linear.bits, linear.block, columns, module)
+    scale, zero_point = pack_scales(linear, module)
+    weight = graph.add_lazy_initializer(
+        model,
+        f"{module}.weight_q",
+        lambda: pack_weight(linear, module),
+        ir.DataType.UINT8,
+        (rows, scale.shape[1], block * container // 8),
+    )
+    inputs = [node.inputs[0], weight, graph.add_initializer(model, f"{module}.weight_scale", scale)]
+    if zero_point is not None:
+        inputs.append(graph.add_initializer(model, f"{module}.weight_zero_point", zero_point))
     attributes = {
         "K": columns,
         "N": rows,
-        "bits": packed.container,
-        "block_size": packed.block,
+        "bits": container,
+        "block_size": block,
         "accuracy_level": accuracy_level,
     }
     product = ir.node("MatMulNBits", inputs, attributes, domain=graph.MICROSOFT)
