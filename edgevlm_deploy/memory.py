@@ -46,7 +46,9 @@ def _left(folder: Path, limit: str, used: str, cached: str) -> list[int]:
     most, now = _text(folder / limit).strip(), _text(folder / used).strip()
     if not (most.isdigit() and now.isdigit()):  # "max", or no such file
         return []
-    files = [line.split()[1] for line in _text(folder / "memory.stat").splitlines() if line.split()[0] == cached]
+    files = [
+        line.split()[1] for line in _text(folder / "memory.stat").splitlines() if line.split()[0] == cached
+    ]
     return [int(most) - int(now) + int(files[0] if files else 0)]
 
 

@@ -9,6 +9,7 @@ float32. The numbers are those of a model that was loaded in float32.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,14 @@ def is_needed(parameters: int) -> bool:
     return available is not None and parameters * 4 * COPIES > available
 
 
+@dataclass(frozen=True)
+class Factor:
+    """Of a weight [N, K]: its columns are multiplied by [K], or its rows divided by [N]."""
+
+    columns: Any = None
+    divided_rows: Any = None
+
+
 class Paged:
     """A module whose `weight` [N, K] has the checkpoint's dtype, on pages of its file."""
 
@@ -39,6 +48,8 @@ class Paged:
     """Whether values go through fp16: what is not quantised ships so."""
     integers: Any = None
     """QuantizedLinear that stands in for the weight, once the model is fake-quantised."""
+    factors: tuple[Factor, ...] = ()
+    """What was folded into the weight, in order."""
 
     def compute_with(self, integers: Any) -> Dequantized:
         """Take the place of the weight; the handle's `remove` undoes it."""
@@ -51,7 +62,17 @@ class Paged:
             where = rows if isinstance(rows, slice) else rows.numpy()
             return torch.from_numpy(self.integers.rows(where).dequantize())
         values = self.weight[rows]
-        return (values.half() if self.rounds_to_half else values).float()
+        values = (values.half() if self.rounds_to_half else values).float()
+        for factor in self.factors:
+            if factor.columns is not None:
+                values = values * factor.columns
+            if factor.divided_rows is not None:
+                values = values / factor.divided_rows[rows, None]
+        return values
+
+    def fold(self, factor: Factor) -> None:
+        """Scale the weight; it is the page's values times these from now on."""
+        self.factors = (*self.factors, factor)
 
 
 @dataclass(frozen=True)
@@ -99,6 +120,33 @@ def keep(model: Any) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point() and id(tensor) not in kept:
                 tensor.data = tensor.data.float()
+
+
+@contextmanager
+def resident(model: Any, name: str) -> Iterator[Any]:
+    """Submodule `name` with its weights in memory, while open; afterwards its paged modules are as before.
+
+    Meanwhile they are ordinary modules with float32 parameters, in which a search may try other values.
+    """
+    whole = model.get_submodule(name)
+    before = [
+        (module, type(module), module.weight) for module in whole.modules() if isinstance(module, Paged)
+    ]
+    try:
+        yield unpaged(whole)
+    finally:
+        for module, kind, weight in before:
+            module.__class__, module.weight = kind, weight
+
+
+def unpaged(model: Any) -> Any:
+    """Read every page, for what cannot work with them; returns the model."""
+    for module in model.modules():
+        if isinstance(module, Paged):
+            weight = module.widened(slice(None))
+            module.__class__ = torch.nn.Linear if isinstance(module, PagedLinear) else torch.nn.Embedding
+            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return model
 
 
 def pages(model: Any) -> frozenset[str]:

@@ -35,6 +35,7 @@ def compile(
     plan         names the lengths that the graphs are made for, and the accelerator
     calibration  questions that give an NPU's activations their ranges; called once per signature
     """
+    from edgevlm_deploy import paging
     from edgevlm_deploy.export import (
         tflite_integers,
         tflite_readback,
@@ -43,7 +44,7 @@ def compile(
 
     made = in_half(quantized or QuantizedModel(QuantizedTable({})))
     parts = _parts(spec, plan)
-    reference = fakequant.apply(half_precision(load_source()), made)
+    reference = fakequant.apply(half_precision(paging.unpaged(load_source())), made)
     path = out_dir / spec.graphs[MODEL]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgevlm-litert-") as temporary:

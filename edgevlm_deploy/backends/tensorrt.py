@@ -43,6 +43,7 @@ def compile(
     plan: Plan,
 ) -> CompiledGraphs:
     """See `edgevlm_deploy.backends.Compile`; the plan's target names the release."""
+    from edgevlm_deploy import paging
     from edgevlm_deploy.export import verify_tensorrt
     from edgevlm_deploy.quantize import fakequant
 
@@ -51,7 +52,7 @@ def compile(
     chosen = dialect(plan.target, with_int4=any(linear.bits == 4 for linear in made.table.values()))
 
     def load() -> Any:
-        source = half_precision(load_source())
+        source = half_precision(paging.unpaged(load_source()))
         return _half_constants(source) if chosen.half else source
 
     files = _write(load(), made, spec, out_dir, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 MICROSOFT = "com.microsoft"
 
-SINGLE_FILE_BYTES = 1_500_000_000
-"""Larger graphs keep their weights in a second file: protobuf ends at 2 GiB."""
+SINGLE_FILE_BYTES = 1_000_000_000
+"""Larger graphs keep their weights in a second file: protobuf ends at 2 GiB, and holds them twice."""
 
 
 def module_of(node: ir.Node) -> str | None:
@@ -155,20 +156,37 @@ def replace_node(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
 def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
     """Write the graph; returns its files: one, or two when the weights exceed `SINGLE_FILE_BYTES`.
 
+    Weights of a graph that was read from a disk stay where they are: the new one gets a link to their file.
     Raises StorageError when the disk does not take it.
     """
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    tensors = [value.const_value for value in model.graph.initializers.values()]
     data = path.with_name(path.name + ".data")
     try:
-        if weights < SINGLE_FILE_BYTES:
+        linked = _linked(tensors, path.parent)
+        if linked or sum(tensor.nbytes for tensor in tensors) < SINGLE_FILE_BYTES:
             ir.save(model, path)
-            return (path,)
+            return (path, *linked)
         ir.save(model, path, external_data=data.name)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error}). Free space or choose another folder."
         ) from error
     return path, data
+
+
+def _linked(tensors: Sequence[Any], folder: Path) -> tuple[Path, ...]:
+    """Names in `folder` for the files that tensors lie in; () when there is none, or it is on another disk."""
+    sources = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    links = []
+    for source in sorted(sources):
+        link = folder / source.name
+        try:
+            if not (link.exists() and link.samefile(source)):
+                os.link(source, link)
+        except OSError:
+            return ()
+        links.append(link)
+    return tuple(links)
 
 
 def load(path: Path) -> ir.Model:

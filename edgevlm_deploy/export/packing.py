@@ -50,9 +50,7 @@ def pack(linear: QuantizedLinear, module: str) -> Packed:
     return Packed(pack_weight(linear, module), scale, zero_point, container, block)
 
 
-def pack_scales(
-    linear: QuantizedLinear, module: str
-) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+def pack_scales(linear: QuantizedLinear, module: str) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
     """`Packed.scale` and `Packed.zero_point` alone."""
     columns = linear.q.shape[1]
     container, block = layout(linear.bits, linear.block, columns, module)

@@ -79,7 +79,7 @@ def verify(
 
     Raises ExportError when the exact graphs differ from it by more than `TOLERANCE`.
     """
-    with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=".verify-", dir=root) as temporary:
         directory = Path(temporary)
         exact = {name: write_exact(root / path, directory) for name, path in spec.graphs.items()}
         observed: list[Observed] = []

@@ -8,11 +8,13 @@ from edgevlm_runner.contract import CLEAN, ModelSpec, to_json
 from edgevlm_runner.inputs import from_item, load_tokenizer
 
 from edgevlm_deploy import backends, calibration, quantize
-from edgevlm_deploy.artifacts import pretty_json, stage, write_text_atomic
+from edgevlm_deploy.artifacts import pretty_json, require_free, stage, write_text_atomic
 from edgevlm_deploy.calibration import CalibrationSet
+from edgevlm_deploy.export.footprint import weight_bytes
 from edgevlm_deploy.pipeline.data import Items
 from edgevlm_deploy.pipeline.job import PACKAGES, Job, compilers, versions, what_shapes_answers
 from edgevlm_deploy.quantize import QuantizedModel
+from edgevlm_deploy.recipe import Component
 from edgevlm_deploy.target import Backend
 
 VERIFICATION_ITEMS = 4
@@ -35,6 +37,7 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
     job.watch.begin("Quantise")
 
     def run(out: Path) -> None:
+        require_free(out, disk_bytes(job))
         batches = calibration.batches(calibrated, job.spec, job.source.tokenizer)
         made = quantize.quantize(
             job.load_model,
@@ -47,6 +50,21 @@ def quantized_model(job: Job, calibrated: CalibrationSet) -> Path:
         made.save(out)
 
     return stage(job.cache, "quantized", inputs, run)
+
+
+def disk_bytes(job: Job) -> int:
+    """What is written from here on, at most: integers twice, because those of a paged model wait on the disk,
+    and the graphs' weights three times, as a stage, in the bundle's folder and in the bundle."""
+    request, backend = job.plan.request, job.plan.target.backend
+    integers = graphs = 0
+    for component, names in job.source.modules.items():
+        for name in names:
+            rows, columns = job.source.shapes[name]
+            asked = request.get(name)
+            stored = None if asked is None else asked.format
+            integers += 0 if asked is None else rows * columns
+            graphs += weight_bytes(rows, columns, stored, Component(component), backend)
+    return 2 * integers + 3 * graphs
 
 
 def exported_graphs(job: Job, items: Items, calibrated: CalibrationSet, quantized: Path) -> Path:

@@ -59,11 +59,15 @@ def quantize(
     if quantizer is Quantizer.NEURAL_COMPRESSOR:
         from edgevlm_deploy.quantize import post_training
 
-        quantized = post_training.quantize(model, request, calibration_batches, observer, scratch if pages else None)
+        quantized = post_training.quantize(
+            model, request, calibration_batches, observer, scratch if pages else None
+        )
     else:
         from edgevlm_deploy.quantize import modelopt
 
-        quantized = modelopt.quantize(model, load_model, request, calibration_batches)
+        quantized = modelopt.quantize(
+            paging.unpaged(model), lambda: paging.unpaged(load_model()), request, calibration_batches
+        )
     verify(quantized, request, shapes)
     return quantized
 

@@ -43,6 +43,8 @@ def quantize(model: Any, request: Request, batches: Iterable[Batch]) -> dict[str
     """
     import torch
 
+    from edgevlm_deploy import paging
+
     layers = dict.fromkeys(map(folding.layer_of, request))
     if "" in layers:
         raise QuantizationError("autoround learns layer by layer; use rtn for modules outside of layers.")
@@ -50,21 +52,21 @@ def quantize(model: Any, request: Request, batches: Iterable[Batch]) -> dict[str
     given: Arguments = []
     generator = torch.Generator().manual_seed(SEED)
     for name in layerwise.in_order(list(layers)):
-        layer = model.get_submodule(name)
         if not given:
             given = layerwise.inputs(model, name, batches)
             floats = given
-        expected = _outputs(layer, floats, {})
-        own = {
-            module: _Rounding(model.get_submodule(module).weight, wanted)
-            for module, wanted in request.items()
-            if folding.layer_of(module) == name
-        }
-        roundings = {f"{module.removeprefix(f'{name}.')}.weight": one for module, one in own.items()}
-        if roundings:
-            _learn(name, layer, roundings, given, expected, generator)
-        made |= {module: one.linear() for module, one in own.items()}
-        given = _next(given, _outputs(layer, given, _weights(roundings)))
+        with paging.resident(model, name) as layer:
+            expected = _outputs(layer, floats, {})
+            own = {
+                module: _Rounding(model.get_submodule(module).weight, wanted)
+                for module, wanted in request.items()
+                if folding.layer_of(module) == name
+            }
+            roundings = {f"{module.removeprefix(f'{name}.')}.weight": one for module, one in own.items()}
+            if roundings:
+                _learn(name, layer, roundings, given, expected, generator)
+            made |= {module: one.linear() for module, one in own.items()}
+            given = _next(given, _outputs(layer, given, _weights(roundings)))
         floats = _next(floats, expected)
     return {name: made[name] for name in request}
 

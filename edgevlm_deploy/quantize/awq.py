@@ -125,6 +125,8 @@ def search(model: Any, request: Request, batches: Iterable[Batch], loss: Loss) -
     `quantize`."""
     import torch
 
+    from edgevlm_deploy import paging
+
     modules: dict[str, QuantizedLinear] = {}
     changed: set[str] = set()
     arguments: list[dict[str, Any]] = []
@@ -135,9 +137,10 @@ def search(model: Any, request: Request, batches: Iterable[Batch], loss: Loss) -
             own = {name: wanted for name, wanted in request.items() if folding.layer_of(name) == layer}
             if not arguments:
                 arguments = layerwise.inputs(model, layer, batches)
-            seen = _watched(model, layer, own, [judged(fold) for fold in folds], arguments)
-            # All scales are found on the float layer; folding changes nothing that it computes.
-            scales = [_channel_scale(model, fold, own, seen, loss) for fold in folds]
+            with paging.resident(model, layer):
+                seen = _watched(model, layer, own, [judged(fold) for fold in folds], arguments)
+                # All scales are found on the float layer; folding changes nothing that it computes.
+                scales = [_channel_scale(model, fold, own, seen, loss) for fold in folds]
             for fold, scale in zip(folds, scales, strict=True):
                 changed.update(folding.apply(model, fold, scale))
                 for name in own.keys() & set(fold.targets):

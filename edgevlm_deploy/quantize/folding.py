@@ -60,17 +60,25 @@ def apply(model: Any, fold: Fold, scale: Any) -> tuple[str, ...]:
     """
     import torch
 
+    from edgevlm_deploy.paging import Factor, Paged
+
     if not bool(torch.all(torch.isfinite(scale) & (scale > 0))):
         raise QuantizationError(f"{fold.source}: a folding scale is not positive and finite.")
     source = model.get_submodule(fold.source)
     changed = [f"{fold.source}.weight"]
     with torch.no_grad():
-        per_row = scale if source.weight.ndim == 1 else scale[:, None]
-        source.weight.div_(per_row)
+        if isinstance(source, Paged):
+            source.fold(Factor(divided_rows=scale))
+        else:
+            source.weight.div_(scale if source.weight.ndim == 1 else scale[:, None])
         if getattr(source, "bias", None) is not None:
             source.bias.div_(scale)
             changed.append(f"{fold.source}.bias")
         for target in fold.targets:
-            model.get_submodule(target).weight.mul_(scale[None, :])
+            module = model.get_submodule(target)
+            if isinstance(module, Paged):
+                module.fold(Factor(columns=scale))
+            else:
+                module.weight.mul_(scale[None, :])
             changed.append(f"{target}.weight")
     return tuple(changed)

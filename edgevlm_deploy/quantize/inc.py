@@ -1,7 +1,6 @@
 """Intel Neural Compressor: GPTQ. The only file that imports it.
 
-It works on one stack of layers at a time, on a copy, fed with inputs that were captured while the whole
-model ran.
+It works on one layer at a time, on a copy, fed with inputs that were captured while the whole model ran.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm_deploy import quiet
-from edgevlm_deploy.errors import QuantizationError
-from edgevlm_deploy.quantize import capture
+from edgevlm_deploy.errors import DataError, QuantizationError
+from edgevlm_deploy.quantize import capture, folding, layerwise
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
 from edgevlm_deploy.quantize.rounding import weight_of
@@ -30,6 +29,7 @@ from edgevlm_deploy.quantize.uniform import exact_scale, quantize_symmetric, rou
 
 Floats = NDArray[np.float32]
 
+_ALONE = "layers.0."
 _GPTQ_BLOCK = 128
 _SMALLEST_COSINE = 0.5
 """Below this between dequantised and float weights, the integers are not those of this weight. It says
@@ -39,14 +39,46 @@ nothing of accuracy: 3 bits per channel still reach about 0.9."""
 def gptq(model: Any, request: Request, batches: Sequence[Batch]) -> dict[str, QuantizedLinear]:
     """GPTQ keeps its integers; only the scales are rounded once more (by at most 2^−8 of themselves).
 
+    A layer sees what the quantised layers before it give.
     Raises DataError without samples, QuantizationError when the library left a module out.
     """
-    root = capture.layer_stack(model, next(iter(request)))
-    inputs = _stack_inputs(model, root, batches)
-    stack = copy.deepcopy(model.get_submodule(root))
-    local = _inside(root, request)
-    for name, wanted in local.items():
-        _give_every_group_a_negative(stack.get_submodule(name).weight, wanted)
+    from edgevlm_deploy import paging
+
+    layers = _layers(request)
+    arguments: list[dict[str, Any]] = []
+    found: dict[str, QuantizedLinear] = {}
+    for name in layerwise.in_order(layers):
+        arguments = arguments or capture.calls(model, name, batches)
+        if not arguments:
+            raise DataError(f"No calibration sample reaches {name}; does every sample lack a picture?")
+        with paging.resident(model, name) as layer:
+            own = {module.removeprefix(f"{name}."): wanted for module, wanted in layers.get(name, {}).items()}
+            made = _layer(layer, own, arguments, name) if own else {}
+            outputs = _outputs(layer, made, arguments)
+        found |= {f"{name}.{module}": linear for module, linear in made.items()}
+        arguments = [{**one, "hidden_states": out} for one, out in zip(arguments, outputs, strict=True)]
+    return {name: found[name] for name in request}
+
+
+def _layers(request: Request) -> dict[str, dict[str, ModuleRequest]]:
+    """Transformer layer → what is asked of it. Raises QuantizationError for a module outside of one."""
+    layers: dict[str, dict[str, ModuleRequest]] = {}
+    for name, wanted in request.items():
+        layer = folding.layer_of(name)
+        if not layer:
+            raise QuantizationError(f"{name} is not in a stack of layers; use algorithm rtn for it.")
+        layers.setdefault(layer, {})[name] = wanted
+    return layers
+
+
+def _layer(
+    layer: Any, request: Request, arguments: Sequence[dict[str, Any]], name: str
+) -> dict[str, QuantizedLinear]:
+    """One layer by itself: module in the layer → its integers."""
+    alone = _alone(copy.deepcopy(layer))
+    local = {f"{_ALONE}{module}": wanted for module, wanted in request.items()}
+    for module, wanted in local.items():
+        _give_every_group_a_negative(alone.get_submodule(module).weight, wanted)
     with _library() as inc:
         from neural_compressor.torch.algorithms.weight_only.gptq import RAWGPTQuantizer
 
@@ -58,14 +90,47 @@ def gptq(model: Any, request: Request, batches: Sequence[Batch]) -> dict[str, Qu
         # `model_path` is only looked at for being non-empty. `act_order` would permute columns.
         options = {"model_path": ".", "block_size": _GPTQ_BLOCK, "act_order": False}
         with lookup:
-            stack = _convert(inc, inc.GPTQConfig, options, stack, local, inputs)
-    modules = {}
-    for name, (q, scale) in _unpacked(stack, root, request).items():
-        wanted = request[name]
+            alone = _convert(inc, inc.GPTQConfig, options, alone, local, arguments)
+    made = {}
+    for module, (q, scale) in _unpacked(alone, local).items():
+        wanted, own = local[module], module.removeprefix(_ALONE)
         block = wanted.format.block(q.shape[1])
-        optimised = QuantizedLinear(q, scale, None, wanted.format.bits, block).dequantize()
-        modules[name] = _with_exact_scale(name, optimised, scale, wanted, weight_of(model, name))
-    return modules
+        weight = QuantizedLinear(q, scale, None, wanted.format.bits, block).dequantize()
+        made[own] = _with_exact_scale(f"{name}.{own}", weight, scale, wanted, weight_of(layer, own))
+    return made
+
+
+def _alone(layer: Any) -> Any:
+    """A stack of this layer alone, which takes the layer's own arguments; the library looks for stacks.
+
+    It keeps tensors given by name, and anything given by place: a mask that is None goes by place.
+    """
+    import torch
+
+    parameters = inspect.signature(layer.forward).parameters.values()
+    places = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+
+    class Stack(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList([layer])
+
+        def forward(self, **arguments: Any) -> Any:
+            by_place = [arguments.pop(name) for name in places]
+            return self.layers[0](*by_place, **arguments)
+
+    return Stack()
+
+
+def _outputs(
+    layer: Any, made: Mapping[str, QuantizedLinear], arguments: Sequence[dict[str, Any]]
+) -> list[Any]:
+    """Hidden states [1, T, D] behind the layer with its quantised weights, per sample."""
+    import torch
+
+    given = {f"{module}.weight": torch.from_numpy(linear.dequantize()) for module, linear in made.items()}
+    with torch.no_grad():
+        return [layerwise.output_of(torch.func.functional_call(layer, given, (), one)) for one in arguments]
 
 
 def _with_exact_scale(
@@ -101,7 +166,12 @@ def _cosine(first: Floats, second: Floats) -> float:
 
 
 def _convert(
-    inc: Any, config_class: Any, options: Mapping[str, Any], stack: Any, local: Request, inputs: list[Any]
+    inc: Any,
+    config_class: Any,
+    options: Mapping[str, Any],
+    stack: Any,
+    local: Request,
+    inputs: Sequence[dict[str, Any]],
 ) -> Any:
     """prepare → calibrate → convert, on a stack of layers that is changed in place."""
     import torch
@@ -124,25 +194,6 @@ def _convert(
     return inc.convert(prepared)
 
 
-def _stack_inputs(model: Any, root: str, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """Tensor arguments of the stack per sample; a decoder is to keep no cache, an encoder has none."""
-    known = inspect.signature(model.get_submodule(root).forward).parameters
-    options = {"use_cache": False} if "use_cache" in known else {}
-    inputs: list[dict[str, Any]] = []
-    capture.watch(model, root, batches, lambda seen: inputs.append({**seen, **options}))
-    return inputs
-
-
-def _inside(root: str, request: Request) -> dict[str, ModuleRequest]:
-    """The request by names inside `root`. Raises QuantizationError for a module outside of it."""
-    outside = [name for name in request if not name.startswith(f"{root}.")]
-    if outside:
-        raise QuantizationError(
-            f"{outside[0]} is not in the stack of layers {root}; use algorithm rtn for it."
-        )
-    return {name.removeprefix(f"{root}."): wanted for name, wanted in request.items()}
-
-
 def _give_every_group_a_negative(weight: Any, wanted: ModuleRequest) -> None:
     """A symmetric GPTQ group without a negative weight gets half the range it needs (its scale is
     computed from max − 0); a negative hair's breadth, far below half a step, avoids that."""
@@ -155,18 +206,17 @@ def _give_every_group_a_negative(weight: Any, wanted: ModuleRequest) -> None:
             columns[rows, where[rows]] = -1e-6 * columns[rows].amax(dim=1)
 
 
-def _unpacked(stack: Any, root: str, request: Request) -> dict[str, tuple[NDArray[np.int16], Floats]]:
-    """Signed integers and fp16 scales (as float32) of every packed module, by their names in the model."""
+def _unpacked(stack: Any, request: Request) -> dict[str, tuple[NDArray[np.int16], Floats]]:
+    """Signed integers and fp16 scales (as float32) of every packed module, by their names in the stack."""
     from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
 
     found = {}
-    for local, module in stack.named_modules():
-        name = f"{root}.{local}"
+    for name, module in stack.named_modules():
         if not isinstance(module, INCWeightOnlyLinear):
             continue
         wanted = request.get(name)
         if wanted is None:
-            raise QuantizationError(f"{name}: quantised by {root}'s algorithm, but not asked for.")
+            raise QuantizationError(f"{name}: quantised by its neighbours' algorithm, but not asked for.")
         unpacked = module.unpack()
         middle = 2 ** (wanted.format.bits - 1)
         if module.bits != wanted.format.bits or module.group_size != wanted.format.block(module.in_features):

@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm_deploy.errors import QuantizationError
 from edgevlm_deploy.quantize import autoround, awq, inc, mbq, smoothquant, static_ranges
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
-from edgevlm_deploy.quantize.rounding import data_free, rows_of
+from edgevlm_deploy.quantize.rounding import data_free, rows_of, weight_of
 from edgevlm_deploy.quantize.table import QuantizedLinear, QuantizedTable, spilled
 from edgevlm_deploy.recipe import Algorithm, Component, ObserverName
 
@@ -30,6 +34,12 @@ def quantize(
 
     scratch: folder on whose disk finished integers wait; None keeps them in memory.
     """
+    whole = [one.value for one in (Algorithm.MBQ,) if scratch is not None and _by(one, request)]
+    if whole:
+        raise QuantizationError(
+            f"{whole[0]} needs gradients through the whole model, which does not fit the memory left. "
+            "Use awq, gptq, hqq or rtn, or a machine with more memory."
+        )
     modules: dict[str, QuantizedLinear] = {}
     changed: set[str] = set()
     smoothed = _by(Algorithm.SMOOTHQUANT, request)
@@ -53,10 +63,19 @@ def quantize(
         if scratch is not None:
             modules[name] = spilled(modules[name], scratch)
     in_table = {f"{name}.weight" for name in modules}
-    floats = {
-        name: model.get_parameter(name).detach().float().numpy().copy() for name in sorted(changed - in_table)
-    }
+    floats = {name: _values(model, name) for name in sorted(changed - in_table)}
     return QuantizedModel(QuantizedTable({name: modules[name] for name in request}), floats)
+
+
+def _values(model: Any, name: str) -> NDArray[np.float32]:
+    """float32 values of a parameter, with what was folded into it."""
+    from edgevlm_deploy.paging import Paged
+
+    module, _, parameter = name.rpartition(".")
+    if parameter == "weight" and isinstance(model.get_submodule(module), Paged):
+        return weight_of(model, module)
+    values: NDArray[np.float32] = model.get_parameter(name).detach().float().numpy().copy()
+    return values
 
 
 def _stacks(algorithm: Algorithm, request: Request) -> list[Request]:

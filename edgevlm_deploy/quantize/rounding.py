@@ -17,16 +17,22 @@ from edgevlm_deploy.recipe import Algorithm
 
 def weight_of(model: Any, name: str) -> NDArray[np.float32]:
     """float32 [N, K] of the linear layer or embedding `name`; shares memory with a model in float32."""
-    weight: NDArray[np.float32] = model.get_submodule(name).weight.detach().float().numpy()
+    from edgevlm_deploy.paging import Paged
+
+    module = model.get_submodule(name)
+    found = module.widened(slice(None)) if isinstance(module, Paged) else module.weight.detach().float()
+    weight: NDArray[np.float32] = found.numpy()
     return weight
 
 
 def rows_of(model: Any, name: str) -> Iterator[NDArray[np.float32]]:
     """`weight_of`, some rows at a time: a matrix that is read from the checkpoint is never widened whole."""
-    from edgevlm_deploy import paging
+    from edgevlm_deploy.paging import Paged, chunks
 
-    weight = model.get_submodule(name).weight.detach()
-    return (weight[rows].float().numpy() for rows in paging.chunks(*weight.shape))
+    module = model.get_submodule(name)
+    if not isinstance(module, Paged):
+        return iter([weight_of(model, name)])
+    return (module.widened(rows).detach().numpy() for rows in chunks(*module.weight.shape))
 
 
 def data_free(

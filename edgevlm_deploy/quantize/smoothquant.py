@@ -20,7 +20,7 @@ from edgevlm_deploy.quantize import capture, folding
 from edgevlm_deploy.quantize.capture import Batch
 from edgevlm_deploy.quantize.folding import Fold
 from edgevlm_deploy.quantize.request import ModuleRequest, Request
-from edgevlm_deploy.quantize.rounding import round_to_nearest
+from edgevlm_deploy.quantize.rounding import round_to_nearest, weight_of
 from edgevlm_deploy.quantize.static_ranges import SMALLEST_SCALE, STEPS
 
 ROWS = 2048
@@ -82,7 +82,7 @@ def best_scale(model: Any, place: Fold, request: Request, seen: _Inputs) -> Any:
 
     if seen.largest is None:
         raise QuantizationError(f"{place.targets[0]}: no calibration sample reaches it.")
-    weights = {name: model.get_submodule(name).weight for name in place.targets if name in request}
+    weights = {name: torch.from_numpy(weight_of(model, name)) for name in place.targets if name in request}
     x = torch.cat(seen.rows)
     expected = {name: x @ weight.T for name, weight in weights.items()}
     largest_weight = torch.cat(list(weights.values())).abs().amax(dim=0)
