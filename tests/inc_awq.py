@@ -22,8 +22,9 @@ class Movable(dict[str, Any]):
 def fake_quantized(model: Any, request: Request, batches: Sequence[Any]) -> Any:
     """A copy of `model` that computes with the weights and norms that the library's AWQ leaves."""
     model = copy.deepcopy(model)
-    root = capture.layer_stack(model, next(iter(request)))
-    inputs = [Movable(one) for one in inc._stack_inputs(model, root, batches)]
+    root = _layer_stack(model, next(iter(request)))
+    inputs: list[dict[str, Any]] = []
+    capture.watch(model, root, batches, lambda seen: inputs.append(Movable({**seen, "use_cache": False})))
     stack = model.get_submodule(root)
     first = "layers.0."
     absorb = {
@@ -33,7 +34,8 @@ def fake_quantized(model: Any, request: Request, batches: Sequence[Any]) -> Any:
     }
     with inc._library() as library:
         options = {"absorb_layer_dict": absorb, "folding": True}
-        inc._convert(library, library.AWQConfig, options, stack, inc._inside(root, request), inputs)
+        local = {name.removeprefix(f"{root}."): wanted for name, wanted in request.items()}
+        inc._convert(library, library.AWQConfig, options, stack, local, inputs)
     for name in request:
         owner, _, leaf = name.rpartition(".")
         packed = model.get_submodule(name)
@@ -46,3 +48,12 @@ def fake_quantized(model: Any, request: Request, batches: Sequence[Any]) -> Any:
         linear.weight.data = weight
         setattr(model.get_submodule(owner), leaf, linear)
     return model
+
+
+def _layer_stack(model: Any, name: str) -> str:
+    """The module that owns the stack of layers around `name`, e.g. `model.text_model`; else `name` itself."""
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        if isinstance(model.get_submodule(".".join(parts[:length])), torch.nn.ModuleList):
+            return ".".join(parts[: length - 1])
+    return name

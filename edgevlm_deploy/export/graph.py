@@ -175,7 +175,7 @@ def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
 
 
 def _linked(tensors: Sequence[Any], folder: Path) -> tuple[Path, ...]:
-    """Names in `folder` for the files that tensors lie in; () when there is none, or it is on another disk."""
+    """Links in `folder` to the files that tensors lie in; () when there is none, or on another disk."""
     sources = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     links = []
     for source in sorted(sources):

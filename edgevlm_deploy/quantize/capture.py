@@ -108,14 +108,3 @@ def first_inputs(model: Any, name: str, batches: Iterable[Batch]) -> dict[str, A
         if seen:
             return seen[0]
     raise DataError(f"No calibration sample reaches {name}; does every sample lack a picture?")
-
-
-def layer_stack(model: Any, name: str) -> str:
-    """The module that owns the stack of layers around `name`, e.g. `model.text_model`; else `name` itself."""
-    import torch
-
-    parts = name.split(".")
-    for length in range(1, len(parts)):
-        if isinstance(model.get_submodule(".".join(parts[:length])), torch.nn.ModuleList):
-            return ".".join(parts[: length - 1])
-    return name

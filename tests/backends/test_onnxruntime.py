@@ -16,7 +16,7 @@ import pytest
 from edgevlm_runner.contract import ModelSpec, to_json
 from edgevlm_runner.inputs import Inputs
 
-from edgevlm_deploy import backends, resources
+from edgevlm_deploy import backends, paging, resources
 from edgevlm_deploy.backends import onnxruntime
 from edgevlm_deploy.backends import tensorrt as tensorrt_backend
 from edgevlm_deploy.errors import ExportError, MissingExtraError
@@ -276,3 +276,36 @@ def test_every_backend_has_its_compiler() -> None:
     assert backends.compiler(here, list) is onnxruntime.compile
     there = dataclasses.replace(here, target=resources.target("orin"))
     assert backends.compiler(there, list).func is tensorrt_backend.compile  # type: ignore[attr-defined]
+
+
+def test_a_paged_model_gives_the_graphs_of_one_in_memory(
+    load_source: Callable[[], Any],
+    table: QuantizedTable,
+    spec: ModelSpec,
+    samples: list[Inputs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a decoder that is partly fp16; weights over two files, which verification links to."""
+    monkeypatch.setattr(paging, "LARGE", 1)
+    monkeypatch.setattr(graph, "SINGLE_FILE_BYTES", 50_000)
+    kept = {name: linear for name, linear in table.items() if ".1." not in name}
+    quantized = QuantizedModel(QuantizedTable(kept))
+
+    def stored() -> Any:
+        return load_source().bfloat16()
+
+    def paged() -> Any:
+        model = stored()
+        paging.keep(model)
+        return model
+
+    found = {}
+    for name, load in (("paged", paged), ("resident", lambda: stored().float())):
+        made = onnxruntime.compile(load, quantized, spec, samples, tmp_path / name)
+        found[name] = made.verification, made.files
+    assert found["paged"][0] == pytest.approx(found["resident"][0], abs=1e-5)
+    sizes, expected = found["paged"][1], found["resident"][1]
+    assert sizes.keys() == expected.keys() and "graphs/decoder.onnx.data" in sizes
+    assert sizes["graphs/decoder.onnx.data"] == pytest.approx(expected["graphs/decoder.onnx.data"], rel=0.01)
+    assert not [path.name for path in (tmp_path / "paged").iterdir() if path.name.startswith(".")]

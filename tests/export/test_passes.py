@@ -225,3 +225,21 @@ def test_large_graphs_keep_their_weights_in_a_second_file(
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], before)
     external = onnx.load(files[0], load_external_data=False)
     assert external.ByteSize() < 1000
+
+
+def test_an_edited_graph_links_to_the_weights_that_it_was_read_with(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "SINGLE_FILE_BYTES", 1000)
+    x = floats(2, 64)
+    first = graph.save(linear_graph(floats(8, 64), floats(8)), tmp_path / "g.onnx")
+    (tmp_path / "copy").mkdir()
+    for _ in range(2):
+        files = graph.save(graph.load(first[0]), tmp_path / "copy" / "edited.onnx")
+    assert [path.name for path in files] == ["edited.onnx", "g.onnx.data"]
+    assert files[1].samefile(first[1])
+    expected, got = (
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for path in (first[0], files[0])
+    )
+    np.testing.assert_array_equal(got, expected)

@@ -36,19 +36,6 @@ def test_watch_names_arguments_and_leaves_no_hook(float_model: Any, batches: Any
     assert not float_model.get_submodule("model.text_model")._forward_pre_hooks
 
 
-@pytest.mark.parametrize(
-    ("name", "stack"),
-    [
-        ("model.text_model.layers.1.mlp.up_proj", "model.text_model"),
-        ("model.vision_model.encoder.layers.0.mlp.fc1", "model.vision_model.encoder"),
-        ("model.connector.modality_projection.proj", "model.connector.modality_projection.proj"),
-        ("lm_head", "lm_head"),
-    ],
-)
-def test_layer_stack(float_model: Any, name: str, stack: str) -> None:
-    assert capture.layer_stack(float_model, name) == stack
-
-
 def test_missing_calibration_data(float_model: Any, batches: Any) -> None:
     with pytest.raises(DataError, match="empty"):
         capture.run(float_model, [])
