@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgevlm_deploy.cli.application import AllowFailing, AsJson, BundlePath, Emulate, app, show, table
+from edgevlm_deploy.cli.ordering import takes_order
+
+if TYPE_CHECKING:
+    from edgevlm_deploy.pipeline import Order
 
 SHOWN_CLASSES = 5
 """The likeliest; `--json` has all of them."""
@@ -24,27 +28,9 @@ class Form(str, Enum):
 
 
 @app.command("compile", epilog="Example: edgevlm compile demo --target host-cpu --recipe default")
+@takes_order
 def compile_(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, `demo` or `demo-clip`.")],
-    target: Annotated[str, typer.Option(help="Name of a target, or a YAML file.")],
-    recipe: Annotated[
-        str | None, typer.Option(help="Name of a recipe, or a YAML file; the target's own by default.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Evaluation items: JSONL, VQAv2, POPE or folder.")] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Calibration samples; without it they are split off --data.")
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures that --data names.")] = None,
-    ood: Annotated[
-        Path | None, typer.Option(help="Questions of another kind, which the model should be less sure of.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision (branch, tag or commit).")] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Take hub models from the local cache only.")
-    ] = False,
-    out: Annotated[
-        Path, typer.Option(help="Folder for the bundle, its evidence and finished stages.")
-    ] = Path("build"),
+    order: Order,
     evidence: Annotated[
         bool, typer.Option("--evidence/--no-evidence", help="Run and judge the bundle on this machine.")
     ] = True,
@@ -55,18 +41,6 @@ def compile_(
     from edgevlm_deploy import pipeline, validation
     from edgevlm_deploy.progress import Progress
 
-    order = pipeline.Order(
-        model=model,
-        target=target,
-        recipe=recipe,
-        data=data,
-        calibration=calibration,
-        images=images,
-        ood=ood,
-        revision=revision,
-        offline=offline,
-        out=out,
-    )
     with Progress(quiet=as_json) as progress:
         bundle = pipeline.compile(order, progress)
         # A board's own software is there only on the board.

@@ -8,36 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgevlm_deploy.cli.application import AsJson, app, show
+from edgevlm_deploy.cli.ordering import takes_order
 from edgevlm_deploy.errors import EXIT_GATES_FAILED, EXIT_PASSED
 
 if TYPE_CHECKING:
+    from edgevlm_deploy.pipeline import Order
     from edgevlm_deploy.recipe import Algorithm
 
 
 @app.command(epilog="Example: edgevlm search demo --target host-cpu --recipe default --trials 60")
+@takes_order
 def search(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or `demo`.")],
-    target: Annotated[str, typer.Option(help="Name of a target, or a YAML file.")],
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Its gates, calibration and evaluation are kept, its precision is what is searched; the "
-            "target's own by default."
-        ),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Evaluation items, for the verdict alone.")] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Calibration samples; without it they are split off --data.")
-    ] = None,
+    order: Order,
     search_data: Annotated[
         Path | None,
         typer.Option(help="Questions to search with; by default calibration samples that are left over."),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures that the data name.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision (branch, tag or commit).")] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Take hub models from the local cache only.")
-    ] = False,
     trials: Annotated[int, typer.Option(help="Candidates to judge in all.", min=1)] = 60,
     budget: Annotated[
         float | None, typer.Option(help="Start no trial after so many minutes.", min=0.0)
@@ -51,28 +37,13 @@ def search(
         typer.Option(help="Besides rtn, e.g. gptq; by default those of the recipe. May be given again."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the result, bundles and finished stages.")] = Path(
-        "build"
-    ),
     as_json: AsJson = False,
 ) -> None:
     """Find the smallest precision of MODEL that passes every gate; prove it by compiling it."""
-    from edgevlm_deploy import pipeline
     from edgevlm_deploy import search as searching
     from edgevlm_deploy.progress import Progress
     from edgevlm_deploy.report import frontier
 
-    order = pipeline.Order(
-        model=model,
-        target=target,
-        recipe=recipe,
-        data=data,
-        calibration=calibration,
-        images=images,
-        revision=revision,
-        offline=offline,
-        out=out,
-    )
     settings = searching.Settings(
         trials=trials,
         minutes=budget,
@@ -84,7 +55,7 @@ def search(
     )
     with Progress(quiet=as_json) as progress:
         found = searching.search(order, settings, progress)
-    show(found.to_json(), as_json, frontier.text(found.to_json(), out / f"search-{order.name}"))
+    show(found.to_json(), as_json, frontier.text(found.to_json(), order.out / f"search-{order.name}"))
     raise typer.Exit(EXIT_GATES_FAILED if found.winner is None else EXIT_PASSED)
 
 
