@@ -15,10 +15,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import yaml
-from edgevlm_runner.contract import Answer, Item, ModelSpec, kept_tokens
+from edgevlm_runner.contract import Answer, Item, ModelSpec
 from edgevlm_runner.inputs import from_item, load_tokenizer
 
 from benchmarks import conditions, page
@@ -30,6 +29,7 @@ from edgevlm_deploy.pipeline.job import Job, Order, prepare
 from edgevlm_deploy.progress import Silent
 from edgevlm_deploy.recipe import Recipe, Reduction, ReductionMethod
 from edgevlm_deploy.reference import Question
+from edgevlm_deploy.search import pruned
 
 BUILD = REPOSITORY / "build" / "benchmarks" / "token-reduction"
 SHARES = (0.75, 0.5, 0.33, 0.22, 0.11)
@@ -88,7 +88,7 @@ def answers(job: Job, rows: Sequence[Item], root: Path) -> list[Answer]:
     model = job.load_model()
     asked = [Question(item, from_item(item, root, seed, spec, tokenizer)) for item in rows]
     asked.sort(key=lambda one: one.inputs.input_ids.shape[1])
-    ask = reference.generate if spec.pruning is None else pruned_answers
+    ask = reference.generate if spec.pruning is None else pruned.generate
     found: dict[str, Answer] = {}
     for _, group in groupby(asked, key=lambda one: one.inputs.input_ids.shape[1]):
         for batch in batches(list(group), reference.BATCH):
@@ -98,43 +98,6 @@ def answers(job: Job, rows: Sequence[Item], root: Path) -> list[Answer]:
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
     return (questions[first : first + size] for first in range(0, len(questions), size))
-
-
-def pruned_answers(model: Any, batch: Sequence[Question], spec: ModelSpec, tokenizer: Any) -> list[Answer]:
-    """Greedy answers with FastV; each token is computed from the beginning, without a cache."""
-    import torch
-
-    from edgevlm_deploy.reduction import fastv
-
-    assert spec.pruning is not None
-    text = model.model.text_model
-    given = reference.collate([one.inputs for one in batch], spec)
-    ids, asked = given["input_ids"], given["input_ids"].shape[1]
-    is_image = ids == spec.image_token_id
-    dropped = int(is_image[0].sum()) - kept_tokens(int(is_image[0].sum()), spec.pruning.keep)
-    tokens, logprobs = [], []
-    with torch.inference_mode():
-        embeds = text.embed_tokens(ids)
-        features = model.model.get_image_features(given["pixel_values"]).pooler_output
-        embeds[is_image] = torch.cat([one.reshape(-1, embeds.shape[-1]) for one in features])
-        for step in range(spec.max_new_tokens):
-            total = asked + step
-            places = torch.nn.functional.pad(is_image.long(), (0, step))
-            positions = torch.arange(total).expand(len(batch), total)
-            hidden = fastv.layers(text, embeds, positions, places, total - dropped, spec.pruning.layer, asked)
-            scores = torch.log_softmax(model.lm_head(hidden[:, -1]).double(), -1)
-            token = scores.argmax(-1, keepdim=True)
-            tokens.append(token)
-            logprobs.append(scores.gather(-1, token))
-            embeds = torch.cat([embeds, text.embed_tokens(token)], 1)
-            ended = torch.isin(torch.cat(tokens, 1), torch.tensor(spec.eos_token_ids)).any(1)
-            if bool(ended.all()):
-                break
-    said, sure = torch.cat(tokens, 1).tolist(), torch.cat(logprobs, 1).tolist()
-    return [
-        reference.answer_of(one.item.id, row, scores, spec, tokenizer)
-        for one, row, scores in zip(batch, said, sure, strict=True)
-    ]
 
 
 def costs(given: argparse.Namespace, wanted: Sequence[Reduction | None]) -> page.Table:

@@ -113,7 +113,7 @@ def _given(
         calibrating = tuple(one for one in given if not one.ood)
         datasets.check_disjoint(calibrating, judged)
     if labelled:
-        calibrating, judged, swapped = map(_by_class, (calibrating, judged, swapped))
+        calibrating, judged, swapped = map(by_class, (calibrating, judged, swapped))
     here = {sample.id for sample in judged}
     return Samples(
         calibrating,
@@ -124,7 +124,7 @@ def _given(
     )
 
 
-def _by_class(samples: Sequence[datasets.Sample]) -> tuple[datasets.Sample, ...]:
+def by_class(samples: Sequence[datasets.Sample]) -> tuple[datasets.Sample, ...]:
     """The class is the group, unless the data names another."""
     return tuple(replace(one, group=one.group or "".join(one.answers)) for one in samples)
 
@@ -149,16 +149,16 @@ def _demo_pictures(recipe: Recipe, cache: Path) -> Samples:
     from edgevlm_deploy.demo.scenes import Split
 
     asked = recipe.evaluation.clean_items
-    evaluation = _pictures(Split.EVALUATION, asked, asked // 4, cache)
+    evaluation = pictures(Split.EVALUATION, asked, asked // 4, cache)
     return Samples(
-        _pictures(Split.CALIBRATION, recipe.calibration.samples, 0, cache),
+        pictures(Split.CALIBRATION, recipe.calibration.samples, 0, cache),
         tuple(one for one in evaluation if not one.ood),
         ood=tuple(one for one in evaluation if one.ood),
-        tuning=_pictures(Split.TUNING, recipe.abstain.questions, 0, cache) if recipe.abstain else (),
+        tuning=pictures(Split.TUNING, recipe.abstain.questions, 0, cache) if recipe.abstain else (),
     )
 
 
-def _pictures(split: Split, pictures: int, unseen: int, cache: Path) -> tuple[datasets.Sample, ...]:
+def pictures(split: Split, pictures: int, unseen: int, cache: Path) -> tuple[datasets.Sample, ...]:
     from edgevlm_deploy.demo import clip_dataset
 
     inputs = {"split": split.name, "pictures": pictures, "unseen": unseen, "version": __version__}
@@ -167,7 +167,7 @@ def _pictures(split: Split, pictures: int, unseen: int, cache: Path) -> tuple[da
         clip_dataset.write(split, -(-pictures // 2), unseen, directory)
 
     table = stage(cache, "labelled-pictures", inputs, render) / f"{split.name.lower()}.jsonl"
-    return _by_class(datasets.load(table, labelled=True))
+    return by_class(datasets.load(table, labelled=True))
 
 
 def scenes(split: Split, questions: int, cache: Path, again: int = 0) -> tuple[datasets.Sample, ...]:

@@ -77,6 +77,17 @@ def test_tables_for_people_and_json_for_machines() -> None:
         (("validate", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("diff", "reference", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("compile", "demo"), 2, "--target"),
+        (
+            ("search", "demo", "--target", "host-cpu", "--knob", "prompt"),
+            2,
+            "expected one of tiles, reduction",
+        ),
+        (("search", "demo", "--target", "host-cpu", "--algorithm", "magic"), 2, "expected one of rtn"),
+        (
+            ("search", "demo", "--target", "orin", "--recipe", "int3-rtn"),
+            12,
+            "it accepts w8a8, w8a16, w4a16_g64",
+        ),
         (("sweep", "nowhere.yaml"), 11, "nowhere.yaml: no such file"),
         (("judge", "nowhere.edgevlm"), 20, "nowhere.edgevlm"),
         (("judge", "nowhere.edgevlm", "--model", "m"), 2, "go together"),

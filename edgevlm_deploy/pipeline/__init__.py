@@ -13,11 +13,11 @@ from edgevlm_deploy import bundle, quiet
 from edgevlm_deploy.pipeline.certainty import fitted_certainty
 from edgevlm_deploy.pipeline.data import calibration_set, item_table, reference_answers, reference_features
 from edgevlm_deploy.pipeline.graphs import exported_graphs, quantized_model
-from edgevlm_deploy.pipeline.job import DEMO, Order, needs_emulation, prepare
+from edgevlm_deploy.pipeline.job import DEMOS, Order, needs_emulation, prepare
 from edgevlm_deploy.pipeline.packing import bundle_folder, provenance_of
 from edgevlm_deploy.progress import Watcher
 
-__all__ = ["DEMO", "Order", "compile", "needs_emulation"]
+__all__ = ["DEMOS", "Order", "compile", "needs_emulation"]
 
 
 def compile(order: Order, watch: Watcher) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from edgevlm_runner.contract import (
     ENCODER_DECODER,
     DualEncoderSpec,
     EncoderDecoderSpec,
+    ImageSpec,
     Model,
     ModelSpec,
     to_json,
@@ -120,8 +122,16 @@ def prepare(order: Order, watch: Watcher) -> Job:
     else:
         _check_words(recipe)
         spec = reduction.reduced(whole, recipe.image.reduction)
+        whole = _with_tiles(whole, recipe.image.reference_tiles or recipe.image.max_tiles)
     spec = backends.with_profiles(spec, recipe, target)
     return Job(model, made, spec, whole, samples, cache, watch)
+
+
+def _with_tiles(spec: ModelSpec, most: int | None) -> ModelSpec:
+    """Bounded where pictures are cut into tiles."""
+    if not isinstance(spec.image, ImageSpec):
+        return spec
+    return dataclasses.replace(spec, image=dataclasses.replace(spec.image, max_tiles=most))
 
 
 def own_recipe(target: Target, model: SourceModel) -> str:

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from edgevlm_deploy.config import Frozen
 from edgevlm_deploy.recipe.evaluation import Corruption
 
+MOST_TILES = 64
+"""Of a picture, whatever the model."""
+
 
 class ReductionMethod(str, Enum):
     """How image tokens are taken away."""
@@ -37,9 +40,11 @@ class Reduction(Frozen):
 
 
 class Image(Frozen):
-    max_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
+    max_tiles: Annotated[int, Field(ge=1, le=MOST_TILES)] | None = None
     """Upper bound on tiles per picture, global view included; None keeps the model's own preprocessing."""
-    usual_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
+    reference_tiles: Annotated[int, Field(ge=1)] | None = None
+    """The reference's bound, so that gates see what fewer tiles cost; None: `max_tiles` bounds both."""
+    usual_tiles: Annotated[int, Field(ge=1, le=MOST_TILES)] | None = None
     """Tiles of a usual picture, which engines are tuned for (TensorRT); None: as many as there can be."""
     max_pixels: Annotated[int, Field(ge=1)] | None = None
     """Upper bound on a picture's pixels, of models that keep its own resolution (Qwen-VL): larger ones are
@@ -56,6 +61,15 @@ class Image(Frozen):
     def _one_size_has_no_bound(self) -> Image:
         if self.max_pixels is not None and self.resolution is not None:
             raise ValueError("image: give `max_pixels` or `resolution`, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _the_reference_has_no_fewer_tiles(self) -> Image:
+        if self.reference_tiles is not None and (self.max_tiles or MOST_TILES) > self.reference_tiles:
+            raise ValueError(
+                f"reference_tiles: {self.reference_tiles} for the reference, but max_tiles: "
+                f"{self.max_tiles or 'none'} for the artifact; the reference has at least as many"
+            )
         return self
 
 

@@ -7,6 +7,8 @@ the model as it was, so that gates see what reduction costs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from edgevlm_runner import contract
@@ -16,7 +18,7 @@ from edgevlm_deploy.recipe import Reduction, ReductionMethod
 from edgevlm_deploy.source.model import AnyArchitecture, Architecture
 from edgevlm_deploy.target import Backend, Target
 
-__all__ = ["apply", "kept_tokens", "problems", "reduced"]
+__all__ = ["applied", "apply", "kept_tokens", "problems", "reduced"]
 
 FASTV_LAYER = 2
 """Published: two layers see all tokens."""
@@ -89,8 +91,25 @@ def apply(model: Any, reduction: Reduction | None, tokens_per_tile: int) -> Any:
     FastV changes nothing here: its decoder is pruned where it is exported, as `ModelSpec.pruning` says.
     tokens_per_tile: of the source model.
     """
+    _install(model, reduction, tokens_per_tile)
+    return model
+
+
+@contextmanager
+def applied(model: Any, reduction: Reduction | None, tokens_per_tile: int) -> Iterator[Any]:
+    """`apply`, undone when the block ends."""
+    handles = _install(model, reduction, tokens_per_tile)
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _install(model: Any, reduction: Reduction | None, tokens_per_tile: int) -> list[Any]:
+    """The handles of what was hooked to the model."""
     if reduction is None or reduction.method is ReductionMethod.FASTV:
-        return model
+        return []
     from edgevlm_deploy.reduction import encoder
 
     return encoder.reduce(model, reduction, kept_tokens(tokens_per_tile, reduction))

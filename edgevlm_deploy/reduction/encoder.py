@@ -13,8 +13,11 @@ from edgevlm_deploy.recipe import Reduction, ReductionMethod
 from edgevlm_deploy.reduction import tome, visionzip
 
 
-def reduce(model: Any, reduction: Reduction, tokens: int) -> Any:
-    """Make `model` (Idefics3 or SmolVLM) give `tokens` image tokens per tile, in place; returns it."""
+def reduce(model: Any, reduction: Reduction, tokens: int) -> list[Any]:
+    """Make `model` (Idefics3 or SmolVLM) give `tokens` image tokens per tile, in place.
+
+    Returns the hooks' handles; removing them undoes it.
+    """
     inner = model.model
     attention = inner.vision_model.encoder.layers[-1].self_attn
     seen: dict[str, Any] = {}
@@ -38,10 +41,11 @@ def reduce(model: Any, reduction: Reduction, tokens: int) -> Any:
             )
         return matrix.to(features.dtype) @ features
 
-    attention.q_proj.register_forward_hook(watch("query"))
-    attention.k_proj.register_forward_hook(watch("key"))
-    inner.connector.register_forward_hook(shorten)
-    return model
+    return [
+        attention.q_proj.register_forward_hook(watch("query")),
+        attention.k_proj.register_forward_hook(watch("key")),
+        inner.connector.register_forward_hook(shorten),
+    ]
 
 
 def received_attention(query: Any, key: Any, scale: float) -> Any:

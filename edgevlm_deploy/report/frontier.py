@@ -23,7 +23,7 @@ SMALLEST_SHIFT = 1e-7
 
 @dataclass(frozen=True)
 class Point:
-    """One candidate. kind: its origin; label: of a uniform one, else ""."""
+    """One candidate. kind: its origin; label: of a uniform one, else ""; sees_less: fewer tiles or tokens."""
 
     x: float
     y: float
@@ -31,13 +31,14 @@ class Point:
     passes: bool
     on_front: bool
     wins: bool
+    sees_less: bool
     label: str
     title: str
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Bytes (logarithmic) against the bound of the gate that refuses most candidates."""
+    """Bytes of memory (logarithmic) against the bound of the gate that refuses most candidates."""
 
     points: tuple[Point, ...]
     x_ticks: tuple[tuple[float, str], ...]
@@ -58,6 +59,7 @@ def render(found: Mapping[str, Any], out: Path) -> None:
             policy=content_policy(style, script),
             found=found,
             headline=headline(found),
+            not_sealed=not_sealed(found) if found["emulated"] else "",
             scatter=scatter(found),
             bars=bars(found["sensitivities"]),
             front=[_trial(found, number) for number in found["front"]],
@@ -74,7 +76,7 @@ def render(found: Mapping[str, Any], out: Path) -> None:
 
 def text(found: Mapping[str, Any], directory: Path) -> str:
     lines = [headline(found), ""]
-    head = ("compiled", "precision", "weights", "bundle", "corrupted divergence", "verdict")
+    head = ("compiled", "precision", "memory", "bundle", "corrupted divergence", "verdict")
     rows = [head]
     for proof in found["proofs"]:
         trial = _trial(found, proof["trial"])
@@ -84,16 +86,19 @@ def text(found: Mapping[str, Any], directory: Path) -> str:
             (
                 f"{trial['number']} {trial['origin']}",
                 schemes(trial),
-                quantity(trial["judged"]["weight_bytes"], Unit.BYTES),
+                quantity(trial["judged"]["memory_bytes"], Unit.BYTES),
                 quantity(proof["bundle_bytes"], Unit.BYTES),
                 MISSING if rate is None else quantity(rate, Unit.SHARE),
                 verdict,
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines += [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    if found["proofs"]:
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+    lines += [f"not searched: {why}." for why in found["absent"]]
     lines += ["", f"front   {directory / 'front.html'}"]
     if found["winner"] is not None:
         lines.append(f"recipe  {directory / 'winner.yaml'}")
@@ -101,32 +106,70 @@ def text(found: Mapping[str, Any], directory: Path) -> str:
 
 
 def headline(found: Mapping[str, Any]) -> str:
-    """The result in one or two sentences."""
+    """The result in a few sentences."""
+    if not found["trials"]:
+        return _refused(found["seen"][0])
     tried = f"{len(found['trials'])} candidates, {len(found['passes'])} predicted to pass."
+    passed = "keeps every gate that can be judged here" if found["emulated"] else "passes"
     if found["winner"] is None:
-        return f"No candidate passed every gate when it was compiled: {tried}"
+        mostly = ""
+        if len(found["passes"]) < len(found["trials"]):
+            mostly = f" What refused most: {TITLES[GateName(found['deciding_gate'])]}."
+        return f"No candidate {passed}: {tried}{mostly}"
     best = _trial(found, found["winner"])
-    size = quantity(best["judged"]["weight_bytes"], Unit.BYTES)
+    says = f"The smallest that {passed} takes {_memory(best)}"
+    sealed = "" if not found["emulated"] else f" {not_sealed(found)}"
     if found["best_uniform"] is None:
-        return f"The smallest that passes has {size} of weights; no uniform precision passed. {tried}"
+        return f"{says}; no uniform precision does. {tried}{sealed}"
     uniform = _trial(found, found["best_uniform"])
     if uniform["number"] == best["number"]:
-        return f"Nothing smaller than the best uniform precision passed: {size} of weights. {tried}"
-    saved = 1 - best["judged"]["weight_bytes"] / uniform["judged"]["weight_bytes"]
-    other = quantity(uniform["judged"]["weight_bytes"], Unit.BYTES)
+        return f"Nothing smaller than the best uniform precision {passed}: {_memory(best)}. {tried}{sealed}"
+    saved = 1 - best["judged"]["memory_bytes"] / uniform["judged"]["memory_bytes"]
     return (
-        f"The smallest that passes has {size} of weights, {saved:.1%} less than the best uniform precision "
-        f"({schemes(uniform)}, {other}). {tried}"
+        f"{says}, {saved:.1%} less than the best uniform precision ({schemes(uniform)}, {_memory(uniform)}). "
+        f"{tried}{sealed}"
     )
 
 
+def not_sealed(found: Mapping[str, Any]) -> str:
+    """What evidence without the device leaves open."""
+    return (
+        f"ONNX Runtime stood in for {found['target']}: its gates on times and memory are open, and nothing "
+        "is sealed. `edgevlm validate` on the board decides."
+    )
+
+
+def _refused(seen: Mapping[str, Any]) -> str:
+    """Why there is nothing to search."""
+
+    def told(gate: Mapping[str, Any]) -> str:
+        name = GateName(gate["metric"])
+        value, limit = (quantity(gate[key], UNITS[name]) for key in ("value", "limit"))
+        return f"{TITLES[name]} is {value}, limit {limit}"
+
+    outside = "; ".join(told(gate) for gate in seen["gates"] if not gate["is_inside"])
+    what = f" with {seen['label']}" if seen["label"] else ""
+    return (
+        f"No precision can pass: before anything is quantised, the model{what} is outside of its gates "
+        f"({outside}). Change those gates, or the model."
+    )
+
+
+def _memory(trial: Mapping[str, Any]) -> str:
+    """2.54 MB of weights and 0.2 MB of cache"""
+    weights, memory = trial["judged"]["weight_bytes"], trial["judged"]["memory_bytes"]
+    cache = f" and {quantity(memory - weights, Unit.BYTES)} of cache" if memory > weights else ""
+    return f"{quantity(weights, Unit.BYTES)} of weights{cache}"
+
+
 def schemes(trial: Mapping[str, Any]) -> str:
-    """Schemes by number of blocks, the commonest first, and the algorithm."""
+    """Schemes by number of blocks, the commonest first, the algorithm, and what is seen of a picture."""
     counted = Counter(trial["schemes"]).most_common()
     names = (
         [counted[0][0]] if trial["origin"] == "uniform" else [f"{count}× {name}" for name, count in counted]
     )
-    return f"{', '.join(names)} {trial['algorithm']}"
+    seen = f", {trial['image_label']}" if trial["image_label"] else ""
+    return f"{', '.join(names)} {trial['algorithm']}{seen}"
 
 
 def scatter(found: Mapping[str, Any]) -> Scatter | None:
@@ -138,7 +181,7 @@ def scatter(found: Mapping[str, Any]) -> Scatter | None:
     drawn = [(one, outlook) for one, outlook in shown if outlook and outlook["bound"] is not None]
     if not drawn:
         return None
-    sizes = [math.log2(one["judged"]["weight_bytes"]) for one, _ in drawn]
+    sizes = [math.log2(one["judged"]["memory_bytes"]) for one, _ in drawn]
     limit = float(drawn[0][1]["limit"])
     bounds = [float(outlook["bound"]) for _, outlook in drawn]
     left, right = min(sizes), max(sizes)
@@ -160,7 +203,7 @@ def scatter(found: Mapping[str, Any]) -> Scatter | None:
         x_ticks=tuple((x(size), quantity(size, Unit.BYTES)) for size in marks),
         y_ticks=tuple((y(tick), quantity(tick, unit)) for tick in ticks),
         limit=y(limit),
-        x_title="weights",
+        x_title="weights and key-value cache",
         y_title=f"{TITLES[gate]}, bound of the predicted interval",
     )
 
@@ -168,7 +211,7 @@ def scatter(found: Mapping[str, Any]) -> Scatter | None:
 def _point(
     found: Mapping[str, Any], trial: Mapping[str, Any], outlook: Mapping[str, Any], x: Any, y: Any, unit: Unit
 ) -> Point:
-    size = trial["judged"]["weight_bytes"]
+    size = trial["judged"]["memory_bytes"]
     return Point(
         x=x(size),
         y=y(outlook["bound"]),
@@ -176,6 +219,7 @@ def _point(
         passes=trial["number"] in found["passes"],
         on_front=trial["number"] in found["front"],
         wins=trial["number"] == found["winner"],
+        sees_less=bool(trial["image_label"]),
         label=schemes(trial) if trial["origin"] == "uniform" else "",
         title=f"{trial['number']} {trial['origin']}: {schemes(trial)}, {quantity(size, Unit.BYTES)}, "
         f"{quantity(outlook['value'], unit)}",

@@ -6,22 +6,28 @@ decide a verdict. What looks best is then compiled, run and judged like any reci
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from edgevlm_deploy import __version__, metrics, quiet, roofline
+from edgevlm_runner.contract import ENCODER_DECODER
+
+from edgevlm_deploy import __version__, quiet, roofline
 from edgevlm_deploy.artifacts import pretty_json, write_text_atomic
 from edgevlm_deploy.errors import PlanError
-from edgevlm_deploy.pipeline import DEMO, Order
-from edgevlm_deploy.pipeline.job import prepare
+from edgevlm_deploy.pipeline import DEMOS, Order, needs_emulation
+from edgevlm_deploy.pipeline.data import calibration_set
+from edgevlm_deploy.pipeline.job import Job, prepare
 from edgevlm_deploy.progress import Watcher
-from edgevlm_deploy.recipe import Algorithm, Component, GateName, Recipe, ReductionMethod
-from edgevlm_deploy.search import inputs, ladder, outlook, space, study
+from edgevlm_deploy.recipe import Algorithm, Component, GateName
+from edgevlm_deploy.search import images, inputs, ladder, outlook, space, study
 from edgevlm_deploy.search import winner as recipes
+from edgevlm_deploy.search.examiner import gather
 from edgevlm_deploy.search.front import front
+from edgevlm_deploy.search.images import Knob
 from edgevlm_deploy.search.inputs import Inputs
 from edgevlm_deploy.search.proof import Proof, first_that_holds, prove
 from edgevlm_deploy.search.result import Found
@@ -29,7 +35,7 @@ from edgevlm_deploy.search.sensitivity import Sensitivity
 from edgevlm_deploy.search.space import Candidate
 from edgevlm_deploy.search.study import UNIFORM, Judged, Study, Trial
 
-__all__ = ["Found", "Settings", "search"]
+__all__ = ["Found", "Knob", "Settings", "search"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Settings:
     seed: int = 0
     questions: Path | None = None
     """Questions of the search; None: see `questions.gather`."""
+    knobs: tuple[Knob, ...] = tuple(Knob)
+    """What is searched besides schemes and algorithms, where model and target allow it."""
 
 
 def search(order: Order, settings: Settings, watch: Watcher) -> Found:
@@ -55,52 +63,74 @@ def search(order: Order, settings: Settings, watch: Watcher) -> Found:
     Raises any of the host's errors.
     """
     started = time.monotonic()
+    study.require_optuna()
+    directory = order.out / f"search-{order.name}"
     with quiet.libraries():
         job = prepare(order, watch)
-        recipe = job.plan.recipe
-        _check_reduction(recipe)
-        named = [one.algorithm for one in recipe.components.values()]
-        named += [one.algorithm for one in recipe.modules]
-        algorithms = tuple(dict.fromkeys(settings.algorithms or named))
-        choices = space.build(job.source, recipe, job.plan.target, algorithms)
-        given = inputs.gather(job, order, settings.questions, settings.share, choices, algorithms)
-        rows = inputs.sensitivities(given)
-        directory = order.out / f"search-{order.name}"
+        if job.source.kind == ENCODER_DECODER:
+            raise PlanError(
+                f"{job.source.name} is a model of kind {job.source.kind}; `edgevlm search` examines decoders "
+                "that read picture and question, and dual encoders."
+            )
         directory.mkdir(parents=True, exist_ok=True)
-        trials = _explore(given, rows, directory / "study.sqlite", settings, started)
-    proofs, best_uniform, best = _prove(order, given, trials, settings.finalists, directory, watch)
-    found = Found(
-        model=order.model,
-        target=job.plan.target.name,
-        recipe=recipe.name,
-        items=len(given.examination.items),
-        share=given.share,
-        blocks=tuple(block.name for block in choices.blocks),
-        sensitivities=rows,
-        trials=trials,
-        front=tuple(trial.number for trial in front([one for one in trials if one.judged.passes])),
-        proofs=proofs,
-        best_uniform=best_uniform.trial if best_uniform else None,
-        winner=best.trial if best else None,
-    )
+        file = directory / "study.sqlite"
+        study.require_same_model(file, job.source.digest)
+        calibrated = calibration_set(job, job.samples.calibration)
+        offered = inputs.menu(job, settings.knobs)
+        blocks = space.build(job.source, job.plan.recipe, job.plan.target, _algorithms(job, settings))
+        examiner = gather(job, order, settings.questions, settings.share, calibrated)
+        seen = inputs.seen(examiner, offered)
+        found = Found(
+            model=order.model,
+            target=job.plan.target.name,
+            recipe=job.plan.recipe.name,
+            emulated=needs_emulation(order),
+            items=len(examiner.examination.items),
+            share=examiner.share,
+            blocks=tuple(block.name for block in blocks.blocks),
+            seen=seen,
+            absent=offered.absent,
+        )
+        if looks := images.choices(offered, seen):
+            choices = dataclasses.replace(blocks, images={one: examiner.cost(one) for one in looks})
+            given = inputs.gather(examiner, choices, calibrated)
+            found = _explored(found, order, given, settings, file, started)
     _write(found, directory)
     return found
 
 
-def _check_reduction(recipe: Recipe) -> None:
-    reduction = recipe.image.reduction
-    if reduction is not None and reduction.method is ReductionMethod.FASTV:
-        raise PlanError(
-            f"Recipe {recipe.name}: fastv prunes by what the last token of the prompt attends to, so answers "
-            "cannot be judged in one pass. Search with visionzip, tome or all image tokens."
-        )
+def _algorithms(job: Job, settings: Settings) -> tuple[Algorithm, ...]:
+    recipe = job.plan.recipe
+    named = [one.algorithm for one in recipe.components.values()]
+    named += [one.algorithm for one in recipe.modules]
+    return tuple(dict.fromkeys(settings.algorithms or named))
+
+
+def _explored(
+    found: Found, order: Order, given: Inputs, settings: Settings, file: Path, started: float
+) -> Found:
+    """`found` with sensitivities, trials, front and what was compiled."""
+    rows = inputs.sensitivities(given)
+    trials = _explore(given, rows, file, settings, started)
+    proofs, best_uniform, best = _prove(order, given, trials, settings.finalists, file.parent)
+    return found.model_copy(
+        update={
+            "sensitivities": rows,
+            "trials": trials,
+            "front": tuple(one.number for one in front([one for one in trials if one.judged.passes])),
+            "proofs": proofs,
+            "best_uniform": best_uniform.trial if best_uniform else None,
+            "winner": best.trial if best else None,
+        }
+    )
 
 
 def _explore(
     given: Inputs, rows: Sequence[Sensitivity], path: Path, settings: Settings, started: float
 ) -> tuple[Trial, ...]:
     measured = {row.block: row for row in rows}
-    kept = Study(path, given.digest, given.space, lambda one: _judge(given, one), settings.seed)
+    model = given.job.source.digest
+    kept = Study(path, given.digest, model, given.space, lambda one: _judge(given, one), settings.seed)
     given.job.watch.begin("Trials", settings.trials)
     study.explore(
         kept,
@@ -115,51 +145,51 @@ def _explore(
 
 
 def _judge(given: Inputs, candidate: Candidate) -> Judged:
-    replies = given.replies(given.assembly.model(candidate))
-    answers = [reply.answer for reply in replies]
-    examination = given.examination
-    said = [examination.answers[item.id] for item in examination.items]
-    found = metrics.compute(examination.items, said, answers, given.evaluation)
+    examiner, plan = given.examiner, given.job.plan
+    replies = examiner.replies(given.assembly.model(candidate), candidate.image)
+    found = examiner.metrics(replies)
+    memory, macs = given.space.cost(candidate)
     size = given.space.weight_bytes(candidate)
-    tokens = sum(len(one.token_ids) for one in said) / len(said)
-    known = {GateName.BUNDLE_BYTES: float(size), GateName.PEAK_RSS_BYTES: float(size)}
+    known = {GateName.BUNDLE_BYTES: float(size), GateName.PEAK_RSS_BYTES: float(memory)}
     latency = None
-    bandwidth = given.job.plan.target.memory_bandwidth_gb_s
+    bandwidth = plan.target.memory_bandwidth_gb_s
     if bandwidth is not None:
         vision = given.space.component_bytes(candidate, Component.VISION_ENCODER, Component.PROJECTOR)
         decoder = given.space.component_bytes(candidate, Component.DECODER, Component.HEAD)
         first = roofline.first_token_ms(vision, decoder, bandwidth)
-        latency = roofline.answer_ms(vision, decoder, tokens, bandwidth)
+        latency = roofline.answer_ms(vision, decoder, examiner.answer_tokens, bandwidth)
         known |= {GateName.TIME_TO_FIRST_TOKEN_MS_P95: first, GateName.LATENCY_MS_P95: latency}
     estimates = {name: one.value for name, one in found.estimates.items()}
     return Judged(
         weight_bytes=size,
+        memory_bytes=memory,
+        first_token_macs=macs,
         latency_ms=latency,
         accuracy=estimates["accuracy"] or 0.0,
         negative_flip_rate=estimates["negative_flip_rate"] or 0.0,
         relative_robustness=estimates["relative_robustness"],
         corrupted_divergence_rate=estimates["corrupted_divergence_rate"],
         mean_kl=sum(reply.kl for reply in replies) / len(replies),
-        gates=outlook.outlooks(given.job.plan.gates, found, given.share, known),
+        gates=outlook.outlooks(plan.gates, found, examiner.share, known),
     )
 
 
 def _prove(
-    order: Order, given: Inputs, trials: Sequence[Trial], finalists: int, directory: Path, watch: Watcher
+    order: Order, given: Inputs, trials: Sequence[Trial], finalists: int, directory: Path
 ) -> tuple[tuple[Proof, ...], Proof | None, Proof | None]:
     """(all proofs, best uniform, winner): the smallest that hold when they are really compiled."""
-    smallest = sorted(trials, key=lambda one: (one.judged.weight_bytes, one.judged.worst_excess))
+    smallest = sorted(trials, key=lambda one: (*one.judged.cost, one.judged.worst_excess))
     made: dict[int, Proof] = {}
 
     def proved(trial: Trial) -> Proof:
         if trial.number not in made:
-            made[trial.number] = _proof(order, given, trial, directory, watch)
+            made[trial.number] = _proof(order, given, trial, directory)
         return made[trial.number]
 
     def mixtures() -> Iterator[Proof]:
         least = 0.0
         for trial in smallest:
-            size = trial.judged.weight_bytes
+            size = trial.judged.memory_bytes
             if trial.origin != UNIFORM and trial.judged.passes and size >= least:
                 yield proved(trial)
                 # Of many that are about as small, some are predicted to pass by luck.
@@ -167,9 +197,9 @@ def _prove(
 
     best, _ = first_that_holds(islice(mixtures(), finalists))
     best_uniform = _best_uniform([one for one in smallest if one.origin == UNIFORM], proved)
-    sizes = {trial.number: trial.judged.weight_bytes for trial in trials}
+    costs = {trial.number: trial.judged.cost for trial in trials}
     holding = [one for one in (best, best_uniform) if one is not None]
-    winner = min(holding, key=lambda one: sizes[one.trial], default=None)
+    winner = min(holding, key=lambda one: costs[one.trial], default=None)
     return tuple(made.values()), best_uniform, winner
 
 
@@ -197,20 +227,22 @@ def _best_uniform(uniforms: Sequence[Trial], proved: Callable[[Trial], Proof]) -
     return best or next((proof for size in sizes[sizes.index(first) :] if (proof := held(size))), None)
 
 
-def _proof(order: Order, given: Inputs, trial: Trial, directory: Path, watch: Watcher) -> Proof:
+def _proof(order: Order, given: Inputs, trial: Trial, directory: Path) -> Proof:
     job = given.job
     base = job.plan.recipe
     name = f"{base.name}-{trial.number}"
-    description = f"Mixed precision found for {job.plan.target.name}: candidate {trial.number}."
+    description = f"Found for {job.plan.target.name} by a search: candidate {trial.number}."
     made = recipes.recipe(base, name, description, given.space, trial.candidate, job.source, job.plan.target)
-    model = DEMO if order.model == DEMO else job.source.name
+    model = order.model if order.model in DEMOS else job.source.name
     command = f"edgevlm search {model} --target {job.plan.target.name} --recipe {base.name}"
     found_by = (
         f"Found by `{command}` (edgevlm {__version__}): {trial.judged.weight_bytes:,} bytes of weights, "
         f"origin {trial.origin}."
     )
+    if needs_emulation(order):
+        found_by += f"\nJudged without {job.plan.target.name}: its gates on times and memory are open."
     path = directory / "recipes" / f"{name}.yaml"
-    return prove(order, made, path, found_by, trial.number, given.digest, watch)
+    return prove(order, made, path, found_by, trial.number, given.digest, job.watch)
 
 
 def _write(found: Found, directory: Path) -> None:

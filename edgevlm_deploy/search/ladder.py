@@ -7,6 +7,7 @@ hull of what a knapsack over all combinations would give.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from edgevlm_deploy.recipe import Algorithm, Scheme
@@ -35,7 +36,7 @@ def rungs(
         _, place, scheme = max(steps, key=lambda step: (step[0], -step[1]))
         current[place] = scheme
         found.append(tuple(current))
-    return tuple(space.canonical(Candidate(algorithm, schemes)) for schemes in found)
+    return tuple(space.canonical(Candidate(algorithm, schemes, space.image)) for schemes in found)
 
 
 def _gain(block: Block, measured: Sensitivity, now: Scheme, then: Scheme) -> float:
@@ -47,9 +48,18 @@ def _gain(block: Block, measured: Sensitivity, now: Scheme, then: Scheme) -> flo
 def smaller(
     space: Space, sensitivities: Mapping[str, Sensitivity], candidate: Candidate
 ) -> tuple[Candidate, ...]:
-    """Candidates that take each of STEPS off the bytes, where it should harm least; the boldest first."""
+    """Candidates that see less of a picture, then those that take each of STEPS off the bytes of the weights,
+    where it should harm least; the boldest first.
+    """
     found = [_descended(space, sensitivities, candidate, share) for share in STEPS]
-    return tuple(dict.fromkeys(one for one in found if one is not None))
+    return tuple(dict.fromkeys([*_seeing_less(space, candidate), *(one for one in found if one is not None)]))
+
+
+def _seeing_less(space: Space, candidate: Candidate) -> tuple[Candidate, ...]:
+    """The cheapest, the middle and the next of what costs less to see."""
+    others = [dataclasses.replace(candidate, image=image) for image in space.images]
+    less = sorted((one for one in others if space.cost(one) < space.cost(candidate)), key=space.cost)
+    return tuple(dict.fromkeys([less[0], less[len(less) // 2], less[-1]])) if less else ()
 
 
 def _descended(
@@ -69,4 +79,4 @@ def _descended(
         _, place, below = min(steps, key=lambda step: (step[0], step[1]))
         wanted -= space.blocks[place].sizes[current[place]] - space.blocks[place].sizes[below]
         current[place] = below
-    return space.canonical(Candidate(candidate.algorithm, tuple(current)))
+    return space.canonical(dataclasses.replace(candidate, schemes=tuple(current)))

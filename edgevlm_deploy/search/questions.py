@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgevlm_runner.contract import DUAL_ENCODER
+
 from edgevlm_deploy import datasets, samples
 from edgevlm_deploy.calibration import CalibrationSet
 from edgevlm_deploy.errors import DataError
@@ -33,25 +35,33 @@ def evaluation(recipe: Recipe, share: float) -> Evaluation:
 
 def gather(
     order: Order,
+    kind: str,
     own: Path | None,
     given: Samples,
     calibrated: CalibrationSet,
     wanted: Evaluation,
     cache: Path,
 ) -> tuple[datasets.Sample, ...]:
-    """`own` (--search-data) when given; the demo's scenes of a third split when the demo's data are used;
-    else the pictures of the calibration side that calibrate nothing.
+    """`own` (--search-data) when given; a third split of the demo's scenes or pictures when its data are
+    used; else the pictures of the calibration side that calibrate nothing.
+
+    kind: of the model; a dual encoder has labelled pictures.
 
     Raises DataError when these are too few, or when a picture of `own` also calibrates or is judged.
     """
+    labelled = kind == DUAL_ENCODER
     if own is not None:
-        asked = datasets.load(own, order.images)
+        asked = datasets.load(own, order.images, labelled=labelled)
+        if labelled:
+            asked = samples.by_class(tuple(one for one in asked if not one.ood))
         datasets.check_disjoint(asked, given.evaluation)
         datasets.check_disjoint(asked, _drawn(given.calibration, calibrated))
         return asked
     if order.data is None:
         from edgevlm_deploy.demo.scenes import Split
 
+        if labelled:
+            return samples.pictures(Split.TUNING, wanted.clean_items, 0, cache)
         return samples.scenes(Split.TUNING, wanted.clean_items, cache)
     used = {sample.cluster for sample in _drawn(given.calibration, calibrated)}
     left = tuple(sample for sample in given.calibration if sample.cluster not in used)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from edgevlm_deploy.config import Frozen
+from edgevlm_deploy.errors import EXIT_GATES_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED
 from edgevlm_deploy.recipe import GateName
 from edgevlm_deploy.search.front import OBJECTIVES
+from edgevlm_deploy.search.images import Seen
 from edgevlm_deploy.search.proof import Proof
 from edgevlm_deploy.search.sensitivity import Sensitivity
 from edgevlm_deploy.search.study import Trial
@@ -18,18 +20,32 @@ class Found(Frozen):
     model: str
     target: str
     recipe: str
+    emulated: bool
+    """ONNX Runtime stood in for the target's runtime: gates of the device are open, nothing is sealed."""
     items: int
     """Questions that every candidate was asked."""
     share: float
     blocks: tuple[str, ...]
-    sensitivities: tuple[Sensitivity, ...]
-    trials: tuple[Trial, ...]
-    front: tuple[int, ...]
+    seen: tuple[Seen, ...]
+    """Fewer tiles and image tokens, without quantisation."""
+    absent: tuple[str, ...]
+    """Why a knob was not turned, a sentence each."""
+    sensitivities: tuple[Sensitivity, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    """None when the gates refuse the model before it is quantised."""
+    front: tuple[int, ...] = ()
     """Non-dominated among the candidates that are predicted to pass."""
-    proofs: tuple[Proof, ...]
-    best_uniform: int | None
-    """The smallest uniform precision that was compiled and passed."""
-    winner: int | None
+    proofs: tuple[Proof, ...] = ()
+    best_uniform: int | None = None
+    """The smallest uniform precision that was compiled and holds."""
+    winner: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """As a verdict's: without the device the winner's stays open."""
+        if self.winner is None:
+            return EXIT_GATES_FAILED
+        return EXIT_INCONCLUSIVE if self.emulated else EXIT_PASSED
 
     @property
     def winning_proof(self) -> Proof | None:

@@ -1,23 +1,24 @@
-"""What can be chosen: for each block of modules a scheme, for the whole model an algorithm.
+"""What can be chosen: for each block of modules a scheme, for the whole model an algorithm and what it sees
+of a picture.
 
 A block is the attention or the MLP of one layer, or a module that is in no layer. Modules of a block stay
 together: a norm in front of them is folded for all, and the space stays small enough to be searched.
-A recipe's reduction of image tokens stays as it is. To search it too, it becomes a field of `Candidate`
-beside `algorithm`; so would tiles, once their reference can keep its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgevlm_deploy.errors import ExportError, PlanError
 from edgevlm_deploy.export import footprint
 from edgevlm_deploy.plan import resolve
 from edgevlm_deploy.quantize.request import ModuleRequest, check_columns
 from edgevlm_deploy.quantize.schemes import WeightFormat
-from edgevlm_deploy.recipe import Algorithm, Component, Precision, Recipe, Scheme
+from edgevlm_deploy.recipe import Algorithm, Component, Image, Precision, Recipe, Scheme
+from edgevlm_deploy.search.cost import Cost
 from edgevlm_deploy.source import SourceModel
 from edgevlm_deploy.target import Target
 
@@ -81,10 +82,11 @@ def _is_as_fine(one: WeightFormat, other: WeightFormat) -> bool:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to quantise the model: `schemes` in the order of the space's blocks."""
+    """One way to compile the model: `schemes` in the order of the space's blocks."""
 
     algorithm: Algorithm
     schemes: tuple[Scheme, ...]
+    image: Image = field(default_factory=Image)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,20 @@ class Space:
     algorithms: tuple[Algorithm, ...]
     rest_bytes: int
     """What is never quantised: norms, biases, patch embedding; in fp16."""
+    images: Mapping[Image, Cost] = field(default_factory=lambda: {Image(): Cost()})
+    """What can be seen of a picture, and what it costs; uniform candidates take the first."""
+
+    @property
+    def image(self) -> Image:
+        return next(iter(self.images))
+
+    def cost(self, candidate: Candidate) -> tuple[int, int]:
+        """What is made small: bytes of memory, and arithmetic between equals."""
+        return self.memory_bytes(candidate), self.images[candidate.image].first_token_macs
+
+    def memory_bytes(self, candidate: Candidate) -> int:
+        """Weights, and the key-value cache of the longest question."""
+        return self.weight_bytes(candidate) + self.images[candidate.image].cache_bytes
 
     def weight_bytes(self, candidate: Candidate) -> int:
         return self.rest_bytes + sum(
@@ -125,7 +141,7 @@ class Space:
                 return scheme
             return next(one for one in block.choices if block.bits(one) >= bits)
 
-        return self.canonical(Candidate(algorithm, tuple(nearest(block) for block in self.blocks)))
+        return self.canonical(Candidate(algorithm, tuple(map(nearest, self.blocks)), self.image))
 
     def uniforms(self) -> tuple[Candidate, ...]:
         """Every scheme × algorithm, without repetitions; smallest first."""
@@ -139,7 +155,7 @@ class Space:
             block.algorithm(scheme, candidate.algorithm) is candidate.algorithm
             for block, scheme in zip(self.blocks, candidate.schemes, strict=True)
         )
-        return candidate if searched else Candidate(Algorithm.RTN, candidate.schemes)
+        return candidate if searched else dataclasses.replace(candidate, algorithm=Algorithm.RTN)
 
 
 def build(source: SourceModel, recipe: Recipe, target: Target, algorithms: Sequence[Algorithm]) -> Space:

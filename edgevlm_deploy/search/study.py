@@ -1,9 +1,9 @@
 """The search itself: Optuna keeps every trial in one SQLite file, so that a killed search goes on.
 
-The smallest model that passes is looked for, so the study minimises bytes under one constraint per gate. What
-is tried, in this order: uniform precision; the ladder of sensitivities, by bisection; then in turn a smaller
-neighbour of the smallest model that passes, and a proposal of the constrained TPE sampler. Each trial's
-sampler is seeded by the number of trials before it: interruptions do not change what is found.
+The smallest model that passes is looked for, so the study minimises bytes of memory under one constraint per
+gate. What is tried, in this order: uniform precision; the ladder of sensitivities, by bisection; then in turn
+a smaller neighbour of the smallest model that passes, and a proposal of the constrained TPE sampler. Each
+trial's sampler is seeded by the number of trials before it: interruptions do not change what is found.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm_deploy.config import Frozen
-from edgevlm_deploy.errors import MissingExtraError
-from edgevlm_deploy.recipe import Algorithm, Scheme
+from edgevlm_deploy.errors import MissingExtraError, StorageError
+from edgevlm_deploy.recipe import Algorithm, Image, Scheme
+from edgevlm_deploy.search.images import label
 from edgevlm_deploy.search.outlook import Outlook
 from edgevlm_deploy.search.space import Candidate, Space
 
-_ALGORITHM = "algorithm"
-_RESULT = "result"
+_ALGORITHM, _IMAGE = "algorithm", "image"
+_MODEL, _RESULT = "model", "result"
 
 UNIFORM, LADDER, NEIGHBOUR, SAMPLED = "uniform", "ladder", "neighbour", "sampled"
 
@@ -29,6 +30,10 @@ class Judged(Frozen):
     """What the search knows of one candidate. Answers are those of the fake-quantised model here."""
 
     weight_bytes: int
+    memory_bytes: int
+    """Weights, and the key-value cache of the longest question."""
+    first_token_macs: int
+    """Multiply-adds with weights for the usual question, up to its first token."""
     latency_ms: float | None
     """Lower bound of a usual answer from the target's memory bandwidth; None where it is not known."""
     accuracy: float
@@ -37,6 +42,11 @@ class Judged(Frozen):
     corrupted_divergence_rate: float | None
     mean_kl: float
     gates: tuple[Outlook, ...]
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """As `Space.cost`."""
+        return self.memory_bytes, self.first_token_macs
 
     @property
     def passes(self) -> bool:
@@ -61,32 +71,66 @@ class Trial(Frozen):
     origin: str
     algorithm: Algorithm
     schemes: tuple[Scheme, ...]
+    image: Image
+    image_label: str
     judged: Judged
 
     @property
     def candidate(self) -> Candidate:
-        return Candidate(self.algorithm, self.schemes)
+        return Candidate(self.algorithm, self.schemes, self.image)
+
+
+def require_optuna() -> Any:
+    """The module. Raises MissingExtraError."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("Searching needs `pip install edgevlm[compile,search]`.") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def require_same_model(path: Path, model: str) -> None:
+    """Raises StorageError when `path` holds trials of a model with another digest, or is no study at all."""
+    if not path.exists():
+        return
+    from sqlalchemy.exc import DatabaseError
+
+    other = "Give another --out, or delete it to begin anew."
+    try:
+        studies = require_optuna().get_all_study_summaries(_storage(path), include_best_trial=False)
+    except DatabaseError as error:
+        raise StorageError(f"{path}: this is no file of a search's trials ({error.orig}). {other}") from error
+    if any(one.user_attrs.get(_MODEL, model) != model for one in studies):
+        raise StorageError(f"{path}: holds the trials of another model by the same name. {other}")
+
+
+def _storage(path: Path) -> Any:
+    return require_optuna().storages.RDBStorage(f"sqlite:///{path}")
 
 
 class Study:
     """The trials of one search, on disk."""
 
     def __init__(
-        self, path: Path, name: str, space: Space, judge: Callable[[Candidate], Judged], seed: int
+        self,
+        path: Path,
+        name: str,
+        model: str,
+        space: Space,
+        judge: Callable[[Candidate], Judged],
+        seed: int,
     ) -> None:
         """`name` says what is searched for: other inputs, another study in the same file.
 
-        Raises MissingExtraError without Optuna.
+        model: digest of the model. Raises MissingExtraError without Optuna, StorageError as
+        `require_same_model`.
         """
-        try:
-            import optuna
-        except ImportError as error:
-            raise MissingExtraError("Searching needs `pip install edgevlm[compile,search]`.") from error
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        require_same_model(path, model)
+        optuna = require_optuna()
         self._optuna, self._space, self._judge, self._seed = optuna, space, judge, seed
-        self._study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(f"sqlite:///{path}"), study_name=name, load_if_exists=True
-        )
+        self._study = optuna.create_study(storage=_storage(path), study_name=name, load_if_exists=True)
+        self._study.set_user_attr(_MODEL, model)
         self._distributions: dict[str, Any] = {
             block.name: optuna.distributions.CategoricalDistribution([one.value for one in block.choices])
             for block in space.blocks
@@ -94,6 +138,8 @@ class Study:
         self._distributions[_ALGORITHM] = optuna.distributions.CategoricalDistribution(
             [one.value for one in space.algorithms]
         )
+        self._images = {label(image): image for image in space.images}
+        self._distributions[_IMAGE] = optuna.distributions.CategoricalDistribution([*self._images])
         for abandoned in self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             self._study.tell(abandoned.number, state=optuna.trial.TrialState.FAIL)
         self._found: dict[Candidate, Trial] = {}
@@ -114,9 +160,13 @@ class Study:
                 for block, scheme in zip(self._space.blocks, candidate.schemes, strict=True)
             }
             done = self._optuna.trial.create_trial(
-                params={**parameters, _ALGORITHM: candidate.algorithm.value},
+                params={
+                    **parameters,
+                    _ALGORITHM: candidate.algorithm.value,
+                    _IMAGE: label(candidate.image),
+                },
                 distributions=self._distributions,
-                value=found.judged.weight_bytes,
+                value=found.judged.memory_bytes,
                 user_attrs={_RESULT: found.model_dump_json()},
                 constraints=_constraints(found.judged),
             )
@@ -131,13 +181,14 @@ class Study:
         )
         trial = self._study.ask(self._distributions)
         schemes = tuple(Scheme(trial.params[block.name]) for block in self._space.blocks)
-        candidate = self._space.canonical(Candidate(Algorithm(trial.params[_ALGORITHM]), schemes))
+        algorithm, image = Algorithm(trial.params[_ALGORITHM]), self._images[trial.params[_IMAGE]]
+        candidate = self._space.canonical(Candidate(algorithm, schemes, image))
         known = self._found.get(candidate)
         found = known or self._trial(candidate, SAMPLED, self._judge(candidate))
         for name, excess in _constraints(found.judged).items():
             trial.set_constraint(name, excess)
         trial.set_user_attr(_RESULT, found.model_dump_json())
-        self._study.tell(trial, found.judged.weight_bytes)
+        self._study.tell(trial, found.judged.memory_bytes)
         self._found[candidate] = found
 
     def _trial(self, candidate: Candidate, origin: str, judged: Judged) -> Trial:
@@ -146,6 +197,8 @@ class Study:
             origin=origin,
             algorithm=candidate.algorithm,
             schemes=candidate.schemes,
+            image=candidate.image,
+            image_label=label(candidate.image),
             judged=judged,
         )
 
@@ -158,7 +211,7 @@ def _constraints(judged: Judged) -> dict[str, float]:
 def best(trials: Sequence[Trial]) -> Trial | None:
     """The smallest that passes; of equal size the one with the lower divergence."""
     passing = [one for one in trials if one.judged.passes]
-    return min(passing, key=lambda one: (one.judged.weight_bytes, one.judged.mean_kl), default=None)
+    return min(passing, key=lambda one: (*one.judged.cost, one.judged.mean_kl), default=None)
 
 
 def explore(

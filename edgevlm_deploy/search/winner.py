@@ -29,7 +29,7 @@ def recipe(
     source: SourceModel,
     target: Target,
 ) -> Recipe:
-    """`base` with the candidate's precision; everything else stays.
+    """`base` with the candidate's precision and what it sees of a picture; everything else stays.
 
     Raises PlanError when the patterns do not resolve to the candidate, which would be a defect.
     """
@@ -50,6 +50,7 @@ def recipe(
             "description": description,
             "components": components,
             "modules": tuple(overrides),
+            "image": candidate.image,
         }
     )
     if dict(resolve(made, target, source.modules).request) != space.request(candidate):

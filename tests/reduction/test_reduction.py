@@ -169,3 +169,24 @@ def test_the_reference_keeps_all_tokens(tmp_path: Path) -> None:
     job = prepare(Order("demo", "host-cpu", str(path), tmp_path), Silent())
     assert job.source_spec.prompt.tokens_per_tile == 16 and job.spec.prompt.tokens_per_tile == 8
     assert job.load_model().model.connector._forward_hooks
+
+
+def test_the_reference_keeps_its_tiles(tmp_path: Path) -> None:
+    from edgevlm_deploy.pipeline.job import Order, prepare
+    from edgevlm_deploy.progress import Silent
+
+    path = tmp_path / "tiles.yaml"
+    text = """
+name: tiles
+description: Few items.
+calibration: {samples: 2}
+evaluation: {clean_items: 2, items_per_condition: 1}
+gates: [{metric: accuracy_drop, max: 0.5}]
+"""
+    path.write_text(text + "image: {max_tiles: 2, reference_tiles: 5}\n")
+    job = prepare(Order("demo", "host-cpu", str(path), tmp_path), Silent())
+    assert (job.spec.image.max_tiles, job.source_spec.image.max_tiles) == (2, 5)
+    for given in ("{reference_tiles: 5}", "{max_tiles: 6, reference_tiles: 5}"):
+        path.write_text(text + f"image: {given}\n")
+        with pytest.raises(ConfigError, match="the reference has at least as many"):
+            resources.recipe(str(path))

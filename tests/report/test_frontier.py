@@ -18,8 +18,11 @@ def trial(number: int, size: int, bound: float, origin: str = "sampled") -> dict
         "origin": origin,
         "algorithm": "gptq",
         "schemes": ["w4a16_g64", "w8a8", "w8a8"],
+        "image_label": "",
         "judged": {
             "weight_bytes": size,
+            "memory_bytes": size,
+            "first_token_macs": 10**8,
             "latency_ms": None,
             "accuracy": 0.99,
             "negative_flip_rate": 0.001,
@@ -28,6 +31,18 @@ def trial(number: int, size: int, bound: float, origin: str = "sampled") -> dict
             "mean_kl": 0.001,
             "gates": [{**GATE, "bound": bound, "excess": (bound - 0.03) / 0.03}],
         },
+    }
+
+
+def seen(label: str, is_inside: bool) -> dict[str, Any]:
+    return {
+        "label": label,
+        "prompt_tokens": 38,
+        "accuracy": 0.9,
+        "divergence_rate": 0.1,
+        "corrupted_divergence_rate": 0.2,
+        "negative_flip_rate": 0.01,
+        "gates": [{**GATE, "is_inside": is_inside}],
     }
 
 
@@ -69,9 +84,12 @@ def found() -> dict[str, Any]:
         "model": "demo",
         "target": "host-cpu",
         "recipe": "default",
+        "emulated": False,
         "items": 1100,
         "share": 0.25,
         "blocks": ["a", "b", "<c>"],
+        "seen": [seen("", True), seen("tome 0.5", False)],
+        "absent": ["tiles: a picture is one tile already"],
         "sensitivities": [sensitivity, {**sensitivity, "block": "<script>", "kl": 0.0}],
         "trials": [
             trial(0, 4_000_000, 0.01, "uniform"),
@@ -108,22 +126,61 @@ def test_points_lie_where_their_numbers_say(found: dict[str, Any]) -> None:
 
 def test_the_text_says_what_was_saved(found: dict[str, Any]) -> None:
     said = frontier.text(found, Path("build/search-demo"))
-    assert said.startswith("The smallest that passes has 3 MB of weights, 25.0% less than")
+    assert said.startswith("The smallest that passes takes 3 MB of weights, 25.0% less than")
+    assert "not searched: tiles: a picture is one tile already." in said
     assert "build/search-demo/winner.yaml" in said and "sealed" in said
 
 
 @pytest.mark.parametrize(
     ("winner", "best_uniform", "expected"),
     [
-        (None, None, "No candidate passed every gate when it was compiled"),
-        (1, None, "no uniform precision passed"),
-        (0, 0, "Nothing smaller than the best uniform precision passed"),
+        (
+            None,
+            None,
+            "3 candidates, 2 predicted to pass. What refused most: Divergence rate under corruption.",
+        ),
+        (1, None, "no uniform precision does"),
+        (0, 0, "Nothing smaller than the best uniform precision passes"),
     ],
 )
 def test_every_outcome_has_its_sentence(
     found: dict[str, Any], winner: int | None, best_uniform: int | None, expected: str
 ) -> None:
     assert expected in frontier.headline({**found, "winner": winner, "best_uniform": best_uniform})
+
+
+def test_evidence_without_the_device_is_no_seal(found: dict[str, Any], tmp_path: Path) -> None:
+    emulated = {**found, "target": "orin", "emulated": True}
+    assert frontier.headline(emulated).startswith(
+        "The smallest that keeps every gate that can be judged here"
+    )
+    frontier.render(emulated, tmp_path / "front.html")
+    page = (tmp_path / "front.html").read_text()
+    assert "ONNX Runtime stood in for orin" in page and "it is not sealed" in page
+    assert "compiled and passed" not in page and 'class="verdict pass"' not in page
+
+
+def test_fewer_tokens_are_shown(found: dict[str, Any], tmp_path: Path) -> None:
+    found["trials"][1]["image_label"] = "tome 0.5"
+    found["trials"][1]["judged"]["memory_bytes"] = 3_200_000
+    assert "3 MB of weights and 200 kB of cache, 20.0% less" in frontier.headline(found)
+    frontier.render(found, tmp_path / "front.html")
+    page = (tmp_path / "front.html").read_text()
+    assert page.count('<path class="mark') == 1 and "no: corrupted_divergence_rate" in page
+
+
+def test_gates_that_refuse_the_model_itself_are_named(found: dict[str, Any], tmp_path: Path) -> None:
+    ended = {
+        **found,
+        **dict.fromkeys(("trials", "front", "proofs", "sensitivities", "passes"), ()),
+        "seen": [seen("", False)],
+        "winner": None,
+        "deciding_gate": None,
+    }
+    assert "Divergence rate under corruption is 2.00%, limit 3.00%" in frontier.headline(ended)
+    frontier.render(ended, tmp_path / "front.html")
+    page = (tmp_path / "front.html").read_text()
+    assert "No precision can pass" in page and "<table" not in page
 
 
 def test_without_a_predictable_gate_there_is_no_plot(found: dict[str, Any], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from search_proofs import proof
 
-from edgevlm_deploy.recipe import Algorithm, GateName, Scheme
+from edgevlm_deploy.recipe import Algorithm, GateName, Image, Scheme
 from edgevlm_deploy.search import _best_uniform
 from edgevlm_deploy.search.outlook import Outlook
 from edgevlm_deploy.search.proof import Proof
@@ -24,6 +24,8 @@ def trial(number: int, size: int, value: float, bound: float) -> Trial:
     )
     judged = Judged(
         weight_bytes=size,
+        memory_bytes=size,
+        first_token_macs=0,
         latency_ms=None,
         accuracy=1.0,
         negative_flip_rate=0.0,
@@ -33,7 +35,13 @@ def trial(number: int, size: int, value: float, bound: float) -> Trial:
         gates=(gate,),
     )
     return Trial(
-        number=number, origin=UNIFORM, algorithm=Algorithm.RTN, schemes=(Scheme.W8A8,), judged=judged
+        number=number,
+        origin=UNIFORM,
+        algorithm=Algorithm.RTN,
+        schemes=(Scheme.W8A8,),
+        image=Image(),
+        image_label="",
+        judged=judged,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevlm_deploy.recipe import Algorithm, Scheme
+from edgevlm_deploy.recipe import Algorithm, Image, Scheme
 from edgevlm_deploy.search.front import costs, dominates, front
 from edgevlm_deploy.search.study import Judged, Trial
 
@@ -15,7 +15,9 @@ share = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 @st.composite
 def judged(draw: st.DrawFn) -> Judged:
     return Judged(
-        weight_bytes=draw(st.integers(1, 4)),
+        weight_bytes=1,
+        memory_bytes=draw(st.integers(1, 4)),
+        first_token_macs=draw(st.integers(1, 3)),
         latency_ms=draw(st.none() | share),
         accuracy=draw(share),
         negative_flip_rate=draw(share),
@@ -29,7 +31,15 @@ def judged(draw: st.DrawFn) -> Judged:
 @given(st.lists(judged(), max_size=12))
 def test_members_and_only_members_are_not_dominated(found: list[Judged]) -> None:
     trials = [
-        Trial(number=n, origin="sampled", algorithm=Algorithm.RTN, schemes=(Scheme.FP16,), judged=one)
+        Trial(
+            number=n,
+            origin="sampled",
+            algorithm=Algorithm.RTN,
+            schemes=(Scheme.FP16,),
+            image=Image(),
+            image_label="",
+            judged=one,
+        )
         for n, one in enumerate(found)
     ]
     kept = {trial.number for trial in front(trials)}

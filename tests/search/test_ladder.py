@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from edgevlm_deploy.recipe import Algorithm, Scheme
+from edgevlm_deploy.recipe import Algorithm, Image, Scheme
 from edgevlm_deploy.search import ladder
+from edgevlm_deploy.search.cost import Cost
 from edgevlm_deploy.search.sensitivity import Sensitivity
 from edgevlm_deploy.search.space import Block, Candidate, Space
 
@@ -74,6 +77,17 @@ def test_neighbours_take_a_share_off_where_it_harms_least(
         if a is not b
     ]
     assert changed and not any("vision" in name for name in changed)
+
+
+def test_neighbours_that_see_less_come_first(choices: Space, measured: dict[str, Sensitivity]) -> None:
+    """Of four that cost less than what is seen now: the cheapest, the middle one and the next."""
+    looks = {Image(max_tiles=tiles): Cost(1000 * tiles, tiles) for tiles in (9, 5, 2, 17, 3, 7)}
+    space = dataclasses.replace(choices, images=looks)
+    start = dataclasses.replace(choices.uniform(Scheme.W4A16_G32, Algorithm.RTN), image=Image(max_tiles=9))
+    found = ladder.smaller(space, measured, start)
+    assert [one.image.max_tiles for one in found[:3]] == [2, 5, 7]
+    assert {one.schemes for one in found[:3]} == {start.schemes}
+    assert {one.image for one in found[3:]} == {start.image} and len(found) == 3 + len(ladder.STEPS)
 
 
 def test_below_the_smallest_there_is_nothing(choices: Space, measured: dict[str, Sensitivity]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from edgevlm_runner.contract import GENERATIVE
 
 from edgevlm_deploy import calibration, datasets, samples
 from edgevlm_deploy.calibration import CalibrationSet
@@ -34,12 +35,12 @@ def test_what_calibrates_nothing_is_asked(tmp_path: Path, base: Recipe) -> None:
     calibrated = drawn(pool, 20, tmp_path / "set")
     given = Samples(pool, scenes(Split.EVALUATION, 2, 1, tmp_path / "judged"))
     order = dataclasses.replace(ORDER, data=tmp_path / "data.jsonl")
-    asked = questions.gather(order, None, given, calibrated, base.evaluation, tmp_path)
+    asked = questions.gather(order, GENERATIVE, None, given, calibrated, base.evaluation, tmp_path)
     assert len(asked) >= questions.FEWEST
     assert not pictures(asked) & {row.source_image_id for row in calibrated.rows}
     few = Samples(pool[:60], given.evaluation)
     with pytest.raises(DataError, match="--search-data"):
-        questions.gather(order, None, few, calibrated, base.evaluation, tmp_path)
+        questions.gather(order, GENERATIVE, None, few, calibrated, base.evaluation, tmp_path)
 
 
 def test_the_demo_has_scenes_for_it(tmp_path: Path, base: Recipe) -> None:
@@ -47,7 +48,9 @@ def test_the_demo_has_scenes_for_it(tmp_path: Path, base: Recipe) -> None:
     pool = scenes(Split.CALIBRATION, 4, 2, tmp_path / "pool")
     given = Samples(pool, scenes(Split.EVALUATION, 2, 1, tmp_path / "judged"))
     (tmp_path / "cache").mkdir()
-    asked = questions.gather(ORDER, None, given, drawn(pool, 4, tmp_path / "set"), wanted, tmp_path / "cache")
+    asked = questions.gather(
+        ORDER, GENERATIVE, None, given, drawn(pool, 4, tmp_path / "set"), wanted, tmp_path / "cache"
+    )
     assert asked == samples.scenes(Split.TUNING, 8, tmp_path / "cache")
     assert not pictures(asked) & (pictures(given.calibration) | pictures(given.evaluation))
 
@@ -58,7 +61,7 @@ def test_own_questions_may_not_be_judged_ones(tmp_path: Path, base: Recipe) -> N
     calibrated = drawn(pool, 4, tmp_path / "set")
     own = tmp_path / "judged" / "evaluation.jsonl"
     with pytest.raises(DataError, match="in the calibration and in the evaluation data"):
-        questions.gather(ORDER, own, Samples(pool, judged), calibrated, base.evaluation, tmp_path)
+        questions.gather(ORDER, GENERATIVE, own, Samples(pool, judged), calibrated, base.evaluation, tmp_path)
 
 
 def test_the_evaluation_shrinks_evenly(base: Recipe) -> None:

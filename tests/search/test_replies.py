@@ -15,6 +15,7 @@ from edgevlm_deploy import backends, quiet, reduction, reference, source
 from edgevlm_deploy.quantize import QuantizedModel, QuantizedTable, fakequant
 from edgevlm_deploy.quantize.rounding import round_to_nearest, weight_of
 from edgevlm_deploy.recipe import Algorithm, Recipe, Reduction, ReductionMethod, Scheme
+from edgevlm_deploy.search import pruned
 from edgevlm_deploy.search.replies import Examination
 from edgevlm_deploy.search.space import Space
 from edgevlm_deploy.source import SourceModel
@@ -51,7 +52,7 @@ def examined(
     ]
     questions = [reference.Question(one, from_item(one, root, 0, spec, tokenizer)) for one in items]
     answers = reference.generate(loaded, questions, spec, tokenizer)
-    made = Examination(items, answers, root, 0, spec, demo.tokenizer)
+    made = Examination(items, answers, root, 0, demo.tokenizer)
     made.observe_reference(loaded, spec, lambda _: None)
     return made, questions, (spec, tokenizer)
 
@@ -70,7 +71,7 @@ def test_replies_are_what_the_candidate_generates(examined: Any, loaded: Any, ch
     examination, questions, (spec, tokenizer) = examined
     quantized = three_bits(loaded, choices)
     with fakequant.applied(loaded, quantized) as candidate:
-        replies = examination.replies(candidate)
+        replies = examination.replies(candidate, spec)
         generated = reference.generate(candidate, questions, spec, tokenizer)
     for reply, said in zip(replies, generated, strict=True):
         assert (reply.answer.item_id, reply.answer.token_ids) == (said.item_id, said.token_ids)
@@ -81,9 +82,9 @@ def test_replies_are_what_the_candidate_generates(examined: Any, loaded: Any, ch
 
 
 def test_the_reference_repeats_itself(examined: Any, loaded: Any) -> None:
-    examination, _, _ = examined
+    examination, _, (spec, _) = examined
     some = examination.items[5:9]
-    for reply, item in zip(examination.replies(loaded, some), some, strict=True):
+    for reply, item in zip(examination.replies(loaded, spec, some), some, strict=True):
         assert reply.answer.text == examination.answers[item.id].text
         assert reply.kl == pytest.approx(0.0, abs=1e-6)
 
@@ -107,28 +108,55 @@ def test_pictures_are_prepared_again_when_memory_is_short(
     monkeypatch.setattr("edgevlm_deploy.search.replies.KEPT_BYTES", 0)
     some = examination.items[:2]
     answers = [examination.answers[one.id] for one in some]
-    forgetful = Examination(some, answers, examination._root, 0, spec, demo.tokenizer)
+    forgetful = Examination(some, answers, examination._root, 0, demo.tokenizer)
     forgetful.observe_reference(loaded, spec, lambda _: None)
-    assert [one.answer for one in forgetful.replies(loaded)] == [
-        one.answer for one in examination.replies(loaded, some)
+    assert [one.answer for one in forgetful.replies(loaded, spec)] == [
+        one.answer for one in examination.replies(loaded, spec, some)
     ]
     assert not forgetful._kept
 
 
 @pytest.mark.parametrize("method", [ReductionMethod.VISIONZIP, ReductionMethod.TOME])
-def test_a_recipe_with_fewer_image_tokens_is_judged_against_all_of_them(
-    examined: Any, loaded: Any, demo: SourceModel, method: ReductionMethod
+def test_fewer_image_tokens_are_judged_against_all_of_them(
+    examined: Any, loaded: Any, method: ReductionMethod
 ) -> None:
     examination, _, (spec, tokenizer) = examined
     wanted = Reduction(method=method, keep=0.5)
     fewer = reduction.reduced(spec, wanted)
-    with quiet.libraries():
-        model = reduction.apply(source.load(demo), wanted, spec.prompt.tokens_per_tile)
-    items, root = examination.items, examination._root
-    answers = [examination.answers[one.id] for one in items]
-    made = Examination(items, answers, root, 0, fewer, demo.tokenizer)
-    made.observe_reference(loaded, spec, lambda _: None)
-    questions = [reference.Question(one, from_item(one, root, 0, fewer, tokenizer)) for one in items]
-    generated = reference.generate(model, questions, fewer, tokenizer)
-    for reply, said in zip(made.replies(model), generated, strict=True):
+    questions = [asked(item, examination, fewer, tokenizer) for item in examination.items]
+    with reduction.applied(loaded, wanted, spec.prompt.tokens_per_tile) as model:
+        generated = reference.generate(model, questions, fewer, tokenizer)
+        replies = examination.replies(model, fewer)
+    for reply, said in zip(replies, generated, strict=True):
         assert reply.answer.token_ids == said.token_ids and reply.kl > 0
+    assert not loaded.model.connector._forward_hooks, "undone"
+
+
+def test_a_pruned_decoder_is_judged_in_one_pass(examined: Any, loaded: Any) -> None:
+    """What is generated token by token, each from the beginning."""
+    examination, _, (spec, tokenizer) = examined
+    fewer = reduction.reduced(spec, Reduction(method=ReductionMethod.FASTV, keep=0.2))
+    replies = examination.replies(loaded, fewer)
+    questions = (asked(item, examination, fewer, tokenizer) for item in examination.items)
+    generated = {
+        one.item_id: one
+        for batch in pruned.batches(questions, 4)
+        for one in pruned.generate(loaded, batch, fewer, tokenizer)
+    }
+    for item, reply in zip(examination.items, replies, strict=True):
+        said = generated[item.id]
+        assert reply.answer.token_ids == said.token_ids
+        assert reply.answer.token_logprobs == pytest.approx(said.token_logprobs, abs=1e-4)
+    assert max(reply.kl for reply in replies) > 1e-4
+
+
+def test_batches_hold_questions_of_one_shape(examined: Any) -> None:
+    _, questions, _ = examined
+    made = list(pruned.batches(iter(questions), 4))
+    assert sorted(one.item.id for batch in made for one in batch) == sorted(one.item.id for one in questions)
+    for batch in made:
+        assert len(batch) <= 4 and len({one.inputs.input_ids.shape for one in batch}) == 1
+
+
+def asked(item: Item, examination: Examination, spec: Any, tokenizer: Any) -> reference.Question:
+    return reference.Question(item, from_item(item, examination._root, 0, spec, tokenizer))

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from edgevlm_deploy.recipe import Algorithm, GateName
+from edgevlm_deploy.errors import MissingExtraError, StorageError
+from edgevlm_deploy.recipe import Algorithm, GateName, Image, Reduction, ReductionMethod
 from edgevlm_deploy.search import study
+from edgevlm_deploy.search.cost import Cost
 from edgevlm_deploy.search.outlook import Outlook
 from edgevlm_deploy.search.space import Candidate, Space
 from edgevlm_deploy.search.study import Judged, Study
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")
+
+
+MODEL = "digest"
 
 
 class Judge:
@@ -43,6 +50,8 @@ class Judge:
         )
         return Judged(
             weight_bytes=self.choices.weight_bytes(candidate),
+            memory_bytes=self.choices.memory_bytes(candidate),
+            first_token_macs=0,
             latency_ms=None,
             accuracy=1.0,
             negative_flip_rate=0.0,
@@ -54,7 +63,7 @@ class Judge:
 
 
 def explore(path: Path, judge: Judge, limit: int) -> Study:
-    made = Study(path, "test", judge.choices, judge, seed=3)
+    made = Study(path, "test", MODEL, judge.choices, judge, seed=3)
     schemes = [block.choices for block in judge.choices.blocks]
 
     def rung(place: int) -> Candidate:
@@ -65,9 +74,9 @@ def explore(path: Path, judge: Judge, limit: int) -> Study:
     def smaller(candidate: Candidate) -> Sequence[Candidate]:
         places = [n for n, c in enumerate(schemes) if candidate.schemes[n] is not c[0]]
         return [
-            Candidate(
-                candidate.algorithm,
-                tuple(
+            dataclasses.replace(
+                candidate,
+                schemes=tuple(
                     schemes[n][schemes[n].index(one) - 1] if n == place else one
                     for n, one in enumerate(candidate.schemes)
                 ),
@@ -124,11 +133,46 @@ def test_more_trials_are_added_to_those_there_are(tmp_path: Path, choices: Space
 def test_another_name_is_another_study_in_the_same_file(tmp_path: Path, choices: Space) -> None:
     path = tmp_path / "study.sqlite"
     explore(path, Judge(choices, allowed=10), 5)
-    assert Study(path, "other", choices, Judge(choices, allowed=10), seed=0).trials() == ()
+    assert Study(path, "other", MODEL, choices, Judge(choices, allowed=10), seed=0).trials() == ()
+
+
+def test_what_is_seen_is_a_choice_of_the_sampler(tmp_path: Path, choices: Space) -> None:
+    fewer = Image(reduction=Reduction(method=ReductionMethod.TOME, keep=0.5))
+    both = dataclasses.replace(choices, images={Image(): Cost(9), fewer: Cost(5)})
+    path = tmp_path / "study.sqlite"
+    trials = explore(path, Judge(both, allowed=99), 22).trials()
+    assert {one.image for one in trials if one.origin == study.UNIFORM} == {Image()}
+    seen = [one for one in trials if one.image == fewer]
+    assert seen and {one.image_label for one in seen} == {"tome 0.5"}
+    one = seen[0]
+    assert one.judged.memory_bytes == one.judged.weight_bytes + 5 and one.candidate.image == fewer
+    assert explore(path, Judge(both, allowed=99), 22).trials() == trials, "read back"
+
+
+def test_the_trials_of_another_model_are_left_alone(tmp_path: Path, choices: Space) -> None:
+    path = tmp_path / "study.sqlite"
+    study.require_same_model(path, MODEL)
+    explore(path, Judge(choices, allowed=10), 1)
+    study.require_same_model(path, MODEL)
+    with pytest.raises(StorageError, match=r"another model by the same name\. Give another --out"):
+        study.require_same_model(path, "other")
+
+
+def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.sqlite"
+    path.write_text("trials\n" * 100)
+    with pytest.raises(StorageError, match=r"no file of a search's trials .*Give another --out"):
+        study.require_same_model(path, MODEL)
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtraError, match=r"edgevlm\[compile,search\]"):
+        study.require_optuna()
 
 
 def test_the_deadline_ends_it(tmp_path: Path, choices: Space) -> None:
-    made = Study(tmp_path / "study.sqlite", "test", choices, Judge(choices, allowed=10), seed=0)
+    made = Study(tmp_path / "study.sqlite", "test", MODEL, choices, Judge(choices, allowed=10), seed=0)
     study.explore(made, choices.uniforms(), lambda _: [], lambda _: [], 9, 0.0, lambda _: None)
     assert len(made.trials()) == 1
 
@@ -157,6 +201,6 @@ def _dies(path: Path, choices: Space) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return judge(candidate)
 
-    made = Study(path, "test", choices, killed, seed=3)
+    made = Study(path, "test", MODEL, choices, killed, seed=3)
     for uniform in choices.uniforms():
         made.judged(uniform, study.UNIFORM)

@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 
 from edgevlm_deploy import plan
 from edgevlm_deploy.config import load_yaml
-from edgevlm_deploy.recipe import Algorithm, Recipe, Scheme
+from edgevlm_deploy.recipe import Algorithm, Image, Recipe, Reduction, ReductionMethod, Scheme
 from edgevlm_deploy.search import winner
 from edgevlm_deploy.search.space import Candidate, Space
 from edgevlm_deploy.source import SourceModel
 from edgevlm_deploy.target import Target
+
+IMAGES = (
+    Image(),
+    Image(max_tiles=5, reference_tiles=17),
+    Image(max_tiles=1, reference_tiles=5, reduction=Reduction(method=ReductionMethod.TOME, keep=0.33)),
+)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -23,13 +29,15 @@ def test_any_candidate_survives_the_file(
     data: st.DataObject, choices: Space, demo: SourceModel, base: Recipe, host: Target, tmp_path: Path
 ) -> None:
     schemes = tuple(data.draw(st.sampled_from(block.choices)) for block in choices.blocks)
-    candidate = choices.canonical(Candidate(data.draw(st.sampled_from(choices.algorithms)), schemes))
+    algorithm, image = (data.draw(st.sampled_from(one)) for one in (choices.algorithms, IMAGES))
+    candidate = choices.canonical(Candidate(algorithm, schemes, image))
     made = winner.recipe(base, "found", "Found.", choices, candidate, demo, host)
     path = tmp_path / "found.yaml"
     path.write_text(winner.text(made, "Found by a test.\nIn two lines."))
     read = load_yaml(path, Recipe)
     assert read == made
     assert read.gates == base.gates and read.calibration == base.calibration
+    assert read.image == candidate.image
     assert dict(plan.resolve(read, host, demo.modules).request) == choices.request(candidate)
 
 
