@@ -49,7 +49,8 @@ def test_a_uniform_candidate_rounds_up_where_its_scheme_is_refused(choices: Spac
     assert set(taken.values()) == {Scheme.W4A16_G64}
     request = choices.request(uniform)
     assert request["model.text_model.layers.0.mlp.up_proj"].algorithm is Algorithm.GPTQ
-    assert request["model.vision_model.encoder.layers.0.mlp.fc1"].algorithm is Algorithm.RTN
+    assert request["model.vision_model.encoder.layers.0.mlp.fc1"].algorithm is Algorithm.GPTQ
+    assert request["model.text_model.embed_tokens"].algorithm is Algorithm.RTN
 
 
 def test_equal_candidates_are_one(choices: Space) -> None:
