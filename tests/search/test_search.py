@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from edgevlm_deploy.bundle import open_bundle
 from edgevlm_deploy.pipeline import Order
 from edgevlm_deploy.progress import Silent
 from edgevlm_deploy.report import frontier
-from edgevlm_deploy.search import Found, Settings
+from edgevlm_deploy.search import Found, Settings, images
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,21 @@ def order(tmp_path_factory: pytest.TempPathFactory) -> Order:
 def found(order: Order) -> Found:
     order.out.mkdir()
     return search.search(order, Settings(trials=3, share=1.0), Silent())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _half_of_the_tokens() -> Iterator[None]:
+    """One share per method is enough here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "SHARES", (0.5,))
+        yield
+
+
+def test_what_sees_less_was_examined(found: Found) -> None:
+    """Gates that anything passes admit everything; the demo has one tile."""
+    assert [one.label for one in found.seen] == ["", "fastv 0.5", "visionzip 0.5", "tome 0.5"]
+    assert found.seen[2].prompt_tokens == found.seen[0].prompt_tokens - 8 and found.seen[0].accuracy <= 1
+    assert found.absent == ("tiles: a picture is one tile already",) and not found.emulated
 
 
 def test_the_winner_was_compiled_and_sealed(order: Order, found: Found) -> None:
