@@ -102,7 +102,7 @@ def resolve(
     problems += _idle_observer(recipe, request)
     problems += _unseen_parts(recipe.calibration.composition, request)
     if isinstance(architecture, EncoderDecoderArchitecture):
-        problems += _not_for_encoder_decoders(recipe, request, target)
+        problems += _not_for_encoder_decoders(recipe, request)
     if problems:
         raise PlanError("\n".join([f"Recipe {recipe.name} does not fit target {target.name}:", *problems]))
     return Plan(recipe, target, request)
@@ -193,7 +193,7 @@ def _unseen_parts(composition: Composition, request: Request) -> list[str]:
     return problems
 
 
-def _not_for_encoder_decoders(recipe: Recipe, request: Request, target: Target) -> list[str]:
+def _not_for_encoder_decoders(recipe: Recipe, request: Request) -> list[str]:
     """What needs a decoder that reads the prompt itself, norms in front of its layers, or no picture."""
     negation, abstain = recipe.evaluation.negation, recipe.abstain
     found = {
@@ -210,12 +210,15 @@ def _not_for_encoder_decoders(recipe: Recipe, request: Request, target: Target) 
         "evaluation.blind_items": recipe.evaluation.blind_items > 0,
         "evaluation.negation.blind": negation is not None and negation.blind,
     }
-    if target.backend is not Backend.ONNXRUNTIME:
-        problems.append(f"an encoder–decoder is not compiled for {target.backend.value}; take onnxruntime.")
     problems += [
         f"{key}: an encoder–decoder always reads a picture; leave it out (grey_items asks about a grey one)."
         for key, wanted in without_picture.items()
         if wanted
+    ]
+    problems += [
+        f"image.{name}: this model sees one square of its own size; leave it out."
+        for name in ("max_pixels", "resolution")
+        if getattr(recipe.image, name) is not None
     ]
     used = dict.fromkeys(one.algorithm for one in request.values())
     return problems + [

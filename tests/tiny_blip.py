@@ -64,7 +64,7 @@ def config(tokens: Any) -> Any:
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,
+        "num_attention_heads": 4,
     }
     return transformers.BlipConfig(
         vision_config={

@@ -19,8 +19,8 @@ from edgevlm_runner.contract import (
     ENCODER_DECODER,
     GENERATIVE,
     DualEncoderSpec,
+    EncoderDecoderSpec,
     Model,
-    ModelSpec,
 )
 from edgevlm_runner.inputs import Inputs
 
@@ -114,7 +114,8 @@ def with_profiles(spec: Model, recipe: Recipe, target: Target) -> Model:
 
     if isinstance(spec, DualEncoderSpec):
         return dataclasses.replace(spec, profiles=tensorrt.encoder_profiles(spec))
-    assert isinstance(spec, ModelSpec)
+    if isinstance(spec, EncoderDecoderSpec):
+        return dataclasses.replace(spec, profiles=tensorrt.answering_profiles(spec))
     profiles = tensorrt.profiles(target, spec, recipe.image.usual_tiles, recipe.generation.usual_prompt)
     return dataclasses.replace(spec, profiles=profiles)
 

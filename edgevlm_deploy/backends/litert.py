@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec
+from edgevlm_runner.contract import DualEncoderSpec, EncoderDecoderSpec, Model, ModelSpec
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes.litert import MODEL
+from edgevlm_runner.runtimes.litert_encoder_decoder import (
+    LiteRtEncoderDecoder,
+    decode_signature,
+    question_signature,
+)
 from edgevlm_runner.runtimes.litert_encoders import ENCODE_IMAGE, ENCODE_TEXT, LiteRtEncoders
 
 from edgevlm_deploy.backends import CompiledGraphs
@@ -69,8 +74,7 @@ def compile(
 def _parts(spec: Model, plan: Plan) -> _Parts:
     if isinstance(spec, DualEncoderSpec):
         return _Encoders(spec)
-    assert isinstance(spec, ModelSpec)
-    return _Generative(spec, plan)
+    return _EncoderDecoder(spec) if isinstance(spec, EncoderDecoderSpec) else _Generative(spec, plan)
 
 
 class _Parts(Protocol):
@@ -148,6 +152,40 @@ class _Encoders:
         with LiteRtEncoders(root, self.spec) as shipped:
             empty = QuantizedTable({})
             return verify_encoders.conclude(reference, empty, samples, observed, shipped, TOLERANCE)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EncoderDecoder:
+    spec: EncoderDecoderSpec
+
+    def export(self, source: Any, path: Path) -> None:
+        from edgevlm_deploy.export import litert_encoder_decoder
+
+        litert_encoder_decoder.export(source, self.spec, path)
+
+    def calls(
+        self, root: Path, calibration: Callable[[], Iterable[Inputs]]
+    ) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+        from edgevlm_deploy.export import tflite_calibration
+
+        lengths = self.spec.question_lengths
+        names = [ENCODE_IMAGE, *map(question_signature, lengths), *map(decode_signature, lengths)]
+        return {one: tflite_calibration.answering_calls(root, self.spec, one, calibration()) for one in names}
+
+    def verify(self, reference: Any, exact: Path, root: Path, samples: Sequence[Inputs]) -> Any:
+        from edgevlm_deploy.export import verify_encoder_decoder
+        from edgevlm_deploy.export.verify_litert import TOLERANCE
+
+        with LiteRtEncoderDecoder(exact, self.spec) as runtime:
+            observed = [verify_encoder_decoder.observe(runtime, self.spec, one) for one in samples]
+        for length in self.spec.question_lengths:
+            longer = dataclasses.replace(self.spec, question_lengths=(length,))
+            with LiteRtEncoderDecoder(exact, longer) as runtime:
+                verify_encoder_decoder.check_same_tokens(runtime, longer, samples, observed)
+        with LiteRtEncoderDecoder(root, self.spec) as shipped:
+            return verify_encoder_decoder.conclude(
+                reference, QuantizedTable({}), self.spec, samples, observed, shipped, TOLERANCE
+            )
 
 
 def _activation_bits(plan: Plan) -> dict[str, int]:

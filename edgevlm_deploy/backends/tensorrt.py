@@ -5,16 +5,25 @@ What goes into a bundle is portable; engines are built on the device, where the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import DualEncoderSpec, Model, ModelSpec, Profiles, sides
+from edgevlm_runner.contract import (
+    DualEncoderSpec,
+    EncoderDecoderSpec,
+    Model,
+    ModelSpec,
+    Profiles,
+    sides,
+)
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.preprocess import most_tiles
 from edgevlm_runner.runtimes import decoder_window
+from edgevlm_runner.runtimes.onnxruntime_encoder_decoder import layer_names
 
 from edgevlm_deploy.backends import CompiledGraphs
 from edgevlm_deploy.backends.half import half_precision, in_half
@@ -55,15 +64,17 @@ def compile(
         source = half_precision(paging.unpaged(load_source()))
         return _half_constants(source) if chosen.half else source
 
-    files = _write(load(), made, spec, out_dir, chosen)
-    estimates = _lint(spec, out_dir, plan.target)
-    reference = fakequant.apply(load(), made)
-    verification: Any
-    if isinstance(spec, DualEncoderSpec):
-        verification = verify_tensorrt.verify_encoders(reference, made.table, spec, out_dir, samples)
-    else:
-        assert isinstance(spec, ModelSpec)
-        verification = verify_tensorrt.verify(reference, made.table, spec, out_dir, samples)
+    with _half_scores(spec, chosen):
+        files = _write(load(), made, spec, out_dir, chosen)
+        estimates = _lint(spec, out_dir, plan.target)
+        reference = fakequant.apply(load(), made)
+        verification: Any
+        if isinstance(spec, DualEncoderSpec):
+            verification = verify_tensorrt.verify_encoders(reference, made.table, spec, out_dir, samples)
+        elif isinstance(spec, EncoderDecoderSpec):
+            verification = verify_tensorrt.verify_answers(reference, made.table, spec, out_dir, samples)
+        else:
+            verification = verify_tensorrt.verify(reference, made.table, spec, out_dir, samples)
     return CompiledGraphs(
         graphs=dict(spec.graphs),
         files={str(path.relative_to(out_dir)): path.stat().st_size for path in files},
@@ -74,6 +85,18 @@ def compile(
             **estimates,
         },
     )
+
+
+@contextlib.contextmanager
+def _half_scores(spec: Model, chosen: Any) -> Iterator[None]:
+    """What `_half_constants` does, for attention that computes its scale anew each time."""
+    if not (chosen.half and isinstance(spec, EncoderDecoderSpec)):
+        yield
+        return
+    from edgevlm_deploy.export import encoder_decoder
+
+    with encoder_decoder.half_scores():
+        yield
 
 
 def _half_constants(source: Any) -> Any:
@@ -167,6 +190,27 @@ def encoder_profiles(spec: DualEncoderSpec) -> Profiles:
     }
 
 
+def answering_profiles(spec: EncoderDecoderSpec) -> Profiles:
+    """One picture, one question of any length, one token of the answer at a time."""
+    side, longest = spec.image.side, spec.question_lengths[-1]
+    lengths = (1, min(QUESTION_TOKENS, longest), longest)
+    states = [[1, spec.image_tokens, spec.hidden_size]] * 3
+    cross = [[1, spec.heads, tokens, spec.head_dim] for tokens in lengths]
+    cache = [[1, spec.heads, spec.max_new_tokens, spec.head_dim]] * 3
+    return {
+        "vision_encoder": [{"pixel_values": [[1, 3, side, side]] * 3}],
+        "text_encoder": [{"input_ids": [[1, tokens] for tokens in lengths], "image_states": states}],
+        "decoder": [
+            {
+                "input_ids": [[1, 1]] * 3,
+                "position": [[1]] * 3,
+                **dict.fromkeys(layer_names("cross", spec.layers), cross),
+                **dict.fromkeys(layer_names("past", spec.layers), cache),
+            }
+        ],
+    }
+
+
 def _write(source: Any, quantized: QuantizedModel, spec: Model, out_dir: Path, chosen: Any) -> list[Path]:
     """Export one component after the other, so that one float graph at a time is in memory."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -197,7 +241,7 @@ def _write(source: Any, quantized: QuantizedModel, spec: Model, out_dir: Path, c
 
 
 def _exporters(source: Any, spec: Model, chosen: Any) -> dict[str, Callable[[], Any]]:
-    from edgevlm_deploy.export import tensorrt, tensorrt_encoders
+    from edgevlm_deploy.export import tensorrt, tensorrt_encoder_decoder, tensorrt_encoders
 
     if isinstance(spec, DualEncoderSpec):
         text = spec.text
@@ -205,7 +249,8 @@ def _exporters(source: Any, spec: Model, chosen: Any) -> dict[str, Callable[[], 
             "vision_encoder": lambda: tensorrt_encoders.export_vision_encoder(source, chosen),
             "text_encoder": lambda: tensorrt_encoders.export_text_encoder(source, text, chosen),
         }
-    assert isinstance(spec, ModelSpec)
+    if isinstance(spec, EncoderDecoderSpec):
+        return tensorrt_encoder_decoder.exporters(source, spec, chosen)
     context, hidden = spec.max_context, spec.hidden
     return {
         "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),

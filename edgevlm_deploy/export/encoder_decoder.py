@@ -6,12 +6,18 @@ is the module name in the source model behind one known prefix. Pictures and que
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from edgevlm_runner.contract import EncoderDecoderSpec
 from transformers import EncoderDecoderCache
+from transformers.models.blip import modeling_blip_text
 
 from edgevlm_deploy.export.encoders import HIDDEN
 
@@ -73,7 +79,8 @@ class AnswerDecoder(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self.source = source
         self._layers = spec.layers
-        self.register_buffer("columns", torch.arange(spec.max_new_tokens), persistent=False)
+        columns = torch.arange(spec.max_new_tokens, dtype=torch.int32)
+        self.register_buffer("columns", columns, persistent=False)
 
     def forward(
         self,
@@ -85,21 +92,59 @@ class AnswerDecoder(torch.nn.Module):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, ...]:
         text = self.source.text_decoder.bert
         dtype = past[0].dtype
-        here = (self.columns == position).to(dtype)[:, None]  # [C, 1]
-        unseen = (self.columns > position).to(dtype) * HIDDEN  # [C]
+        place = position.to(torch.int32)
+        here = (self.columns == place).to(dtype)[:, None]  # [C, 1]
+        unseen = (self.columns > place).to(dtype) * HIDDEN  # [C]
         cache = _Cache(past, cross, here)
-        states = text.encoder(
-            text.embeddings(input_ids, position_ids=position[None]),
-            attention_mask=unseen[None, None, None],
-            # Only its presence is looked at: keys and values come from the cache.
-            encoder_hidden_states=cross[0],
-            encoder_attention_mask=mask,
-            past_key_values=cache,
-            use_cache=False,
-        ).last_hidden_state
+        with _masked_cross_attention():
+            states = text.encoder(
+                text.embeddings(input_ids, position_ids=position[None]),
+                attention_mask=unseen[None, None, None],
+                # Only its presence is looked at: keys and values come from the cache.
+                encoder_hidden_states=cross[0],
+                encoder_attention_mask=mask,
+                past_key_values=cache,
+                use_cache=False,
+            ).last_hidden_state
         logits = self.source.text_decoder.cls(states)[:, 0]
         present = [cache.present[layer] for layer in range(self._layers)]
         return (logits, *(tensor for pair in present for tensor in pair))
+
+
+@contextmanager
+def _masked_cross_attention() -> Iterator[None]:
+    """transformers' attention is given the mask of what it attends to, and does not pass it on."""
+
+    def forward(
+        attention: Any,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        past_key_values: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        context, weights = attention.self(
+            hidden_states,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        return attention.output(context, hidden_states), weights
+
+    with mock.patch.object(modeling_blip_text.BlipTextAttention, "forward", forward):
+        yield
+
+
+@contextmanager
+def half_scores() -> Iterator[None]:
+    """transformers' text attention divides scores by √(head dim): the root rounded to fp16, which is how
+    fp16 graphs hold it."""
+
+    def root(number: float) -> float:
+        return float(np.float16(math.sqrt(number)))
+
+    with mock.patch.object(modeling_blip_text, "math", SimpleNamespace(sqrt=root)):
+        yield
 
 
 class _Cache(EncoderDecoderCache):  # type: ignore[misc]

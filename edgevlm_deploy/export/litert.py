@@ -141,22 +141,22 @@ def export(source: Any, lengths: StaticLengths, path: Path, hidden: bool = False
     signatures, StorageError when the disk does not take the file.
     """
     check_rotary(source)
-    with _library() as library, torch.no_grad():
-        converter = _signatures(library, source, lengths, hidden)
+    with library() as toolkit, torch.no_grad():
+        converter = _signatures(toolkit, source, lengths, hidden)
         with (
             attention(source.get_encoder("image").config, PLAIN_ATTENTION),
             attention(source.get_decoder().config, STATIC_CACHE_ATTENTION),
-            mock.patch.object(torch.nn.LayerNorm, "forward", _layer_norm),
+            mock.patch.object(torch.nn.LayerNorm, "forward", layer_norm),
         ):
             made = converter.convert(strict_export=False)
-        _save(made, {"encode_image", *_embed_lengths(lengths), *lengths.signatures()}, path)
+        save(made, {"encode_image", *_embed_lengths(lengths), *lengths.signatures()}, path)
 
 
 def export_encoders(source: Any, text: TextSpec, path: Path) -> None:
     """Write the float graphs of a dual encoder to `path`. Raises what `export` raises."""
     side = source.config.vision_config.image_size
-    with _library() as library, torch.no_grad():
-        converter = library.signature(
+    with library() as toolkit, torch.no_grad():
+        converter = toolkit.signature(
             ENCODE_IMAGE,
             _Named(PictureEncoder(source), "pixel_values", "image_embeds").eval(),
             sample_kwargs={"pixel_values": torch.zeros(1, 3, side, side)},
@@ -169,10 +169,10 @@ def export_encoders(source: Any, text: TextSpec, path: Path) -> None:
         with (
             attention(source.vision_model.config, PLAIN_ATTENTION),
             attention(source.text_model.config, PLAIN_ATTENTION),
-            mock.patch.object(torch.nn.LayerNorm, "forward", _layer_norm),
+            mock.patch.object(torch.nn.LayerNorm, "forward", layer_norm),
         ):
             made = converter.convert(strict_export=False)
-        _save(made, {ENCODE_IMAGE, ENCODE_TEXT}, path)
+        save(made, {ENCODE_IMAGE, ENCODE_TEXT}, path)
 
 
 class _Named(torch.nn.Module):  # type: ignore[misc]
@@ -186,7 +186,7 @@ class _Named(torch.nn.Module):  # type: ignore[misc]
         return {self._result: self.module(given[self._given])}
 
 
-def _save(made: Any, expected: set[str], path: Path) -> None:
+def save(made: Any, expected: set[str], path: Path) -> None:
     """Raises ExportError for other signatures than the expected ones, StorageError."""
     try:
         made.export(str(path))
@@ -218,9 +218,9 @@ def export_selector(layers: Any, features: int, path: Path) -> None:
 
     Raises what `export` does.
     """
-    with _library() as library, torch.no_grad():
+    with library() as toolkit, torch.no_grad():
         given = {abstain.FEATURES: torch.zeros(1, features)}
-        made = library.signature(abstain.SIGNATURE, _Select(layers).eval(), sample_kwargs=given).convert(
+        made = toolkit.signature(abstain.SIGNATURE, _Select(layers).eval(), sample_kwargs=given).convert(
             strict_export=False
         )
         try:
@@ -231,7 +231,7 @@ def export_selector(layers: Any, features: int, path: Path) -> None:
             ) from error
 
 
-def _layer_norm(norm: torch.nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
+def layer_norm(norm: torch.nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
     """The same norm, with its weight multiplied into the reciprocal deviation of each token.
 
     The converter folds a constant that is multiplied with the input of a biased linear layer into the
@@ -247,11 +247,11 @@ def _embed_lengths(lengths: StaticLengths) -> dict[str, int]:
     return {f"embed_{tokens}": tokens for tokens in (1, *lengths.prefills)}
 
 
-def _signatures(library: Any, source: Any, lengths: StaticLengths, hidden: bool) -> Any:
+def _signatures(toolkit: Any, source: Any, lengths: StaticLengths, hidden: bool) -> Any:
     """A converter that knows what to convert."""
     text, side = source.config.text_config, source.config.vision_config.image_size
     pixels = torch.zeros(1, 3, side, side)
-    converter = library.signature(
+    converter = toolkit.signature(
         "encode_image", _EncodeImage(source).eval(), sample_kwargs={"pixel_values": pixels}
     )
     for name, tokens in _embed_lengths(lengths).items():
@@ -272,7 +272,7 @@ def _signatures(library: Any, source: Any, lengths: StaticLengths, hidden: bool)
 
 
 @contextlib.contextmanager
-def _library() -> Iterator[Any]:
+def library() -> Iterator[Any]:
     """`litert_torch`; for its errors see `quiet.toolkit`."""
     with quiet.toolkit("litert-torch", "Compiling for LiteRT", "litert", ExportError):
         import litert_torch

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgevlm_runner import native, positions
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import EncoderDecoderSpec, ModelSpec
 from edgevlm_runner.generate import splice
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes.litert import LiteRt
+from edgevlm_runner.runtimes.litert_encoder_decoder import LiteRtEncoderDecoder
 
 DECODED = 4
 """Last tokens of a sample that are decoded one by one; those before are prefilled."""
@@ -29,6 +31,46 @@ def calls(root: Path, spec: ModelSpec, signature: str, samples: Iterable[Inputs]
             recorder.calls = []
             recorder.run(sample)
             yield from recorder.calls
+
+
+def answering_calls(
+    root: Path, spec: EncoderDecoderSpec, signature: str, samples: Iterable[Inputs]
+) -> Iterator[Call]:
+    """The same of an encoder–decoder, with the first tokens of its own answers.
+
+    Every question runs on the signature's own length, padded, or is left out where it is longer.
+    """
+    length = int(signature.rpartition("_")[2]) if signature.rpartition("_")[2].isdigit() else None
+    lengths = (length,) if length else spec.question_lengths
+    with _AnsweringRecorder(root, spec, signature, lengths) as recorder:
+        for sample in samples:
+            if sample.pixel_values is not None and sample.input_ids.shape[1] <= lengths[-1]:
+                recorder.calls = []
+                recorder.run(sample)
+                yield from recorder.calls
+
+
+class _AnsweringRecorder(LiteRtEncoderDecoder):
+    def __init__(
+        self, root: Path, spec: EncoderDecoderSpec, signature: str, lengths: tuple[int, ...]
+    ) -> None:
+        super().__init__(root, spec)
+        self._spec = dataclasses.replace(spec, question_lengths=lengths)
+        self._watched = signature
+        self.calls: list[Call] = []
+
+    def run(self, sample: Inputs) -> None:
+        spec = self._spec
+        assert sample.pixel_values is not None
+        self.read_question(self.encode_image(sample.pixel_values), sample.input_ids)
+        token = spec.start_token_id
+        for _ in range(min(DECODED, spec.max_new_tokens)):
+            token = int(self.step(token).argmax())
+
+    def _run(self, signature: str, inputs: Mapping[str, Any]) -> Any:
+        if signature == self._watched:
+            self.calls.append(dict(inputs))
+        return super()._run(signature, inputs)
 
 
 class _Recorder(LiteRt):

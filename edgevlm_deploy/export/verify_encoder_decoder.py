@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,47 +79,55 @@ def verify(
 
     Raises ExportError when the exact graphs differ from it by more than `verify.TOLERANCE`.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary,
-        ObservedRuntime(root, spec, Path(temporary)) as runtime,
-    ):
-        observed = [runtime.observe(sample) for sample in samples]
+    with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
+        exact = Path(temporary)
+        exposed = {}
+        for component, name in spec.graphs.items():
+            (exact / name).parent.mkdir(parents=True, exist_ok=True)
+            model = graph.load(write_exact(root / name, exact))
+            exposed[component] = expose_quantized_inputs(model)
+            graph.save(model, exact / name)
+        with _ObservedProducts(exact, spec, exposed) as runtime:
+            observed = [runtime.observe(sample) for sample in samples]
     with OnnxEncoderDecoder(root, spec) as shipped:
         return conclude(reference, table, spec, samples, observed, shipped, TOLERANCE)
 
 
 class ObservedRuntime(OnnxEncoderDecoder):
-    """The runner's own runtime on exact graphs without optimisation; their quantised inputs are kept."""
-
-    def __init__(self, root: Path, spec: EncoderDecoderSpec, directory: Path) -> None:
-        """`directory` takes copies of the graphs below `root`."""
-        self._exposed: dict[str, dict[str, str]] = {}
-        self._pieces: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
-        for component, name in spec.graphs.items():
-            path = directory / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            model = graph.load(write_exact(root / name, path.parent))
-            self._exposed[component] = expose_quantized_inputs(model)
-            graph.save(model, path.with_name(f"observed_{path.name}"))
-        graphs = {
-            one: str(Path(name).with_name(f"observed_{Path(name).name}")) for one, name in spec.graphs.items()
-        }
-        observed = EncoderDecoderSpec(**{**vars(spec), "graphs": graphs})
-        super().__init__(directory, observed, optimize=False, settings=EXACTLY)
+    """The runner's own runtime on graphs whose quantised inputs are outputs too."""
 
     def observe(self, sample: Inputs) -> Observed:
-        self._pieces.clear()
+        self._pieces: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
         made = observe(self, self._spec, sample)
         # The decoder's inputs come token by token.
         joined = {module: np.concatenate(pieces, axis=1) for module, pieces in self._pieces.items()}
-        return Observed(made.image, made.question, made.tokens, made.logits, joined)
+        return replace(made, quantized=joined)
 
     def _run(self, component: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         outputs = super()._run(component, inputs)
-        for module, name in self._exposed[component].items():
-            signed = (outputs[name].astype(np.int16) - UINT8_SHIFT).astype(np.int8)
-            self._pieces[module].append(signed)
+        for module, integers in self._quantized(component, outputs).items():
+            self._pieces[module].append(integers)
         return outputs
+
+    def _quantized(self, component: str, outputs: dict[str, Any]) -> dict[str, NDArray[np.int8]]:
+        """module → its int8 input"""
+        raise NotImplementedError
+
+
+class _ObservedProducts(ObservedRuntime):
+    """Without optimisation, on the graphs of `expose_quantized_inputs`."""
+
+    def __init__(
+        self, root: Path, spec: EncoderDecoderSpec, exposed: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        super().__init__(root, spec, optimize=False, settings=EXACTLY)
+        self._exposed = exposed
+
+    def _quantized(self, component: str, outputs: dict[str, Any]) -> dict[str, NDArray[np.int8]]:
+        return {
+            module: (outputs[name].astype(np.int16) - UINT8_SHIFT).astype(np.int8)
+            for module, name in self._exposed[component].items()
+        }
 
 
 def observe(runtime: EncoderDecoder, spec: EncoderDecoderSpec, sample: Inputs) -> Observed:
@@ -131,6 +139,24 @@ def observe(runtime: EncoderDecoder, spec: EncoderDecoderSpec, sample: Inputs) -
         logits.append(runtime.step(fed[-1]))
         fed.append(int(logits[-1].argmax()))
     return Observed(image, question, tuple(fed[1:]), np.stack(logits))
+
+
+def check_same_tokens(
+    runtime: EncoderDecoder, spec: EncoderDecoderSpec, samples: Sequence[Inputs], seen: Sequence[Observed]
+) -> None:
+    """Padded to another length, a question gets the same answer; longer ones are passed over.
+
+    Raises ExportError.
+    """
+    for sample, wanted in zip(samples, seen, strict=True):
+        if sample.input_ids.shape[1] > spec.question_lengths[-1]:
+            continue
+        found = observe(runtime, spec, sample).tokens
+        if found != wanted.tokens:
+            raise ExportError(
+                f"Padded to {spec.question_lengths[-1]} tokens, a question is answered with "
+                f"{list(found)}, otherwise with {list(wanted.tokens)}. The padding is not hidden."
+            )
 
 
 def conclude(

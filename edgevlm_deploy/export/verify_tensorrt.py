@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevlm_runner.contract import DualEncoderSpec, ModelSpec
+from edgevlm_runner.contract import DualEncoderSpec, EncoderDecoderSpec, ModelSpec
 from edgevlm_runner.inputs import Inputs
 from edgevlm_runner.runtimes.emulation import SETTINGS, EmulatedTensorRt
+from edgevlm_runner.runtimes.onnxruntime_encoder_decoder import OnnxEncoderDecoder
 from edgevlm_runner.runtimes.onnxruntime_encoders import OnnxEncoders
 from numpy.typing import NDArray
 
@@ -31,6 +32,8 @@ from edgevlm_deploy.export.verify import (
     conclude,
     observe,
 )
+from edgevlm_deploy.export.verify_encoder_decoder import AnswerVerification, ObservedRuntime
+from edgevlm_deploy.export.verify_encoder_decoder import conclude as conclude_answers
 from edgevlm_deploy.export.verify_encoders import EncoderVerification, Observed, pixels_of
 from edgevlm_deploy.export.verify_encoders import conclude as conclude_encoders
 from edgevlm_deploy.quantize.table import QuantizedTable
@@ -114,6 +117,30 @@ def verify_encoders(
             observed.append(Observed(image, words, {**seen, **also}))
     with OnnxEncoders(root, spec, settings=SETTINGS) as shipped:
         return conclude_encoders(reference, table, samples, observed, shipped, TOLERANCE)
+
+
+def verify_answers(
+    reference: Any, table: QuantizedTable, spec: EncoderDecoderSpec, root: Path, samples: Sequence[Inputs]
+) -> AnswerVerification:
+    """The same for an encoder–decoder."""
+    with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as temporary:
+        exact = Path(temporary)
+        for name in spec.graphs.values():
+            (exact / name).parent.mkdir(parents=True, exist_ok=True)
+            write_observable(root / name, exact / name)
+        with _ObservedAnswers(exact, spec, optimize=False, settings=SETTINGS) as runtime:
+            observed = [runtime.observe(sample) for sample in samples]
+    with OnnxEncoderDecoder(root, spec, settings=SETTINGS) as shipped:
+        return conclude_answers(reference, table, spec, samples, observed, shipped, TOLERANCE)
+
+
+class _ObservedAnswers(ObservedRuntime):
+    """On graphs of `write_observable`."""
+
+    def _quantized(self, component: str, outputs: dict[str, Any]) -> dict[str, NDArray[np.int8]]:
+        return {
+            name[len(_OBSERVED) :]: array for name, array in outputs.items() if name.startswith(_OBSERVED)
+        }
 
 
 class _Observing:

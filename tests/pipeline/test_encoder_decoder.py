@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     torch.set_num_threads(1)
-    return tiny_blip.save(tmp_path_factory.mktemp("checkpoint") / "tiny-blip")
+    return tiny_blip.save(tmp_path_factory.mktemp("checkpoint") / "tiny-blip", steps=100)
 
 
 @pytest.fixture(scope="module")

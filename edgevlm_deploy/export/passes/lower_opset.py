@@ -26,6 +26,7 @@ _SAME_MEANING = frozenset(
         "DequantizeLinear",
         "Div",
         "Equal",
+        "Erf",
         "Expand",
         "Flatten",
         "Gather",

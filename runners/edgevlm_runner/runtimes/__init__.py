@@ -157,6 +157,20 @@ def _load_encoder_decoder(
         from edgevlm_runner.runtimes.onnxruntime_encoder_decoder import OnnxEncoderDecoder
 
         return OnnxEncoderDecoder(root, spec, threads)
+    if spec.runtime == "litert":
+        from edgevlm_runner.runtimes.litert_encoder_decoder import LiteRtEncoderDecoder
+
+        kept = default_cache() / "xnnpack"
+        return LiteRtEncoderDecoder(root, spec, threads, accelerator, packed_weights=kept)
+    if spec.runtime == "tensorrt" and emulate:
+        from edgevlm_runner.runtimes.emulation import SETTINGS
+        from edgevlm_runner.runtimes.onnxruntime_encoder_decoder import OnnxEncoderDecoder
+
+        return OnnxEncoderDecoder(root, spec, threads, settings=SETTINGS)
+    if spec.runtime == "tensorrt":
+        from edgevlm_runner.runtimes.tensorrt_encoder_decoder import TensorRtEncoderDecoder
+
+        return TensorRtEncoderDecoder(root, spec, default_cache() / "tensorrt")
     raise BundleError(_unknown(spec))
 
 
