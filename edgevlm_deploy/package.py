@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner.contract import ModelSpec
+from edgevlm_runner.contract import AnyresSpec, ModelSpec
 from edgevlm_runner.runtimes.litert import MODEL
 
 from edgevlm_deploy import bundle
@@ -74,6 +74,11 @@ def _litertlm(opened: Bundle, path: Path, out: Path) -> dict[str, Any]:
     if spec.position_rows > 1:
         raise BundleError(
             f"{path}: LiteRT-LM places tokens one after the other, {spec.family} in time, height and width. "
+            "Take --format folder."
+        )
+    if spec.prefix or isinstance(spec.image, AnyresSpec):
+        raise BundleError(
+            f"{path}: LiteRT-LM reads a prompt in causal pieces with one tile, unlike {spec.family}. "
             "Take --format folder."
         )
     try:

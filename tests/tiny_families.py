@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,79 @@ def _paligemma() -> tuple[Any, Any]:
     )
 
 
-MAKERS = {"llava": _llava, "paligemma": _paligemma}
+GRIDS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [SIDE, 3 * SIDE], [SIDE, SIDE]]
+
+
+def _llava_next() -> tuple[Any, Any]:
+    import transformers
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    text = {"model_type": "mistral", **TEXT, "sliding_window": None}
+    config = transformers.LlavaNextConfig(
+        vision_config=CLIP, text_config=text, image_token_index=2, image_grid_pinpoints=GRIDS
+    )
+    pixels = LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=GRIDS
+    )
+    processor = transformers.LlavaNextProcessor(
+        pixels,
+        tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TURNS,
+    )
+    return transformers.LlavaNextForConditionalGeneration(config), processor
+
+
+def _llava_onevision() -> tuple[Any, Any]:
+    import transformers
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    # With room for two tiles' worth of tokens, larger grids are interpolated.
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=SIGLIP,
+        text_config={"model_type": "qwen2", **TEXT},
+        image_token_index=2,
+        video_token_index=2,
+        image_grid_pinpoints=GRIDS,
+        vision_aspect_ratio="anyres_max_2",
+    )
+    pixels = LlavaOnevisionImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=GRIDS)
+    return transformers.LlavaOnevisionForConditionalGeneration(config), _OnevisionProcessor(pixels)
+
+
+class _OnevisionProcessor:
+    """transformers' wants torchvision, for its films; this one borrows how it counts tokens."""
+
+    def __init__(self, pixels: Any) -> None:
+        self.image_processor, self.tokenizer = pixels, tokenizer()
+        self.tokenizer.chat_template = TURNS
+        self.num_image_tokens, self.vision_aspect_ratio = (SIDE // PATCH) ** 2, "anyres_max_2"
+        self.apply_chat_template = functools.partial(self.tokenizer.apply_chat_template, tokenize=False)
+
+    def __call__(self, images: Image.Image, text: str, return_tensors: str) -> dict[str, Any]:
+        from transformers import LlavaOnevisionProcessor as Real
+
+        self._get_unpadded_features = functools.partial(Real._get_unpadded_features, self)
+        count = Real._get_number_of_features(self, images.height, images.width, SIDE, SIDE)
+        pixels = self.image_processor(images, return_tensors=return_tensors)
+        words = self.tokenizer(text.replace(IMAGE, IMAGE * count), return_tensors=return_tensors)
+        return {**words, "pixel_values": pixels["pixel_values"], "image_sizes": pixels["image_sizes"]}
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+MAKERS = {
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "llava": _llava,
+    "paligemma": _paligemma,
+}
 
 
 def make(family: str) -> tuple[Any, Any]:

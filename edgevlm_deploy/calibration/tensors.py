@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from edgevlm_runner import native
-from edgevlm_runner.contract import ImageSpec, ModelSpec, NativeSpec
+from edgevlm_runner.contract import AnyresSpec, ImageSpec, ModelSpec, NativeSpec
 from edgevlm_runner.inputs import Inputs
 from numpy.typing import NDArray
 
@@ -24,6 +24,8 @@ def pictures(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, torch.Tensor
         pixel_values           float32  [P, 3 · frames · patch²]  of those that keep its resolution
         image_grid_thw         int64    [pictures, 3]        likewise, patches in time, height and width
         mm_token_type_ids      int64    [B, T]               likewise, 1 for image tokens; padded on the left
+        pixel_values           float32  [pictures, tiles, 3, S, S]  of those with an overview and a grid
+        image_sizes            int64    [pictures, 2]        likewise, height and width in pixels
 
     Absent tiles are all zero, which the model drops.
     """
@@ -35,6 +37,10 @@ def pictures(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, torch.Tensor
     if isinstance(spec.image, NativeSpec):
         arrays = _native(batch, spec.image, spec.image_token_id)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if isinstance(spec.image, AnyresSpec):
+        sizes = np.array([one.size for one in batch if one.pixel_values is not None])
+        padded = _padded(given, spec.image.tile_size)
+        return {"pixel_values": torch.from_numpy(padded), "image_sizes": torch.from_numpy(sizes)}
     if not isinstance(spec.image, ImageSpec):
         whole = np.ascontiguousarray(np.concatenate(given), np.float32)
         return {"pixel_values": torch.from_numpy(whole)}
@@ -46,6 +52,13 @@ def pictures(batch: Sequence[Inputs], spec: ModelSpec) -> dict[str, torch.Tensor
             tiles = len(one.pixel_values)
             pixels[row, :tiles], seen[row, :tiles] = one.pixel_values, True
     return {"pixel_values": torch.from_numpy(pixels), "pixel_attention_mask": torch.from_numpy(seen)}
+
+
+def _padded(given: Sequence[NDArray[np.float32]], side: int) -> NDArray[np.float32]:
+    pixels = np.zeros((len(given), max(map(len, given)), 3, side, side), np.float32)
+    for row, one in enumerate(given):
+        pixels[row, : len(one)] = one
+    return pixels
 
 
 def _native(batch: Sequence[Inputs], spec: NativeSpec, image_token_id: int) -> dict[str, NDArray[Any]]:

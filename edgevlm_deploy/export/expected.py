@@ -56,15 +56,17 @@ def _positions(reference: Any, spec: ModelSpec, sample: Inputs, tokens: int) -> 
 
 
 def features(reference: Any, spec: ModelSpec, sample: Inputs) -> NDArray[np.float32] | None:
-    """float32 [tiles, tokens per tile, D] through the source model's own entry point."""
+    """float32 [tiles, tokens per tile, D], or packed [1, tokens, D], through the source model's own entry
+    point."""
     if sample.pixel_values is None:
         return None
     given = pictures([sample], spec)
-    grid = {name: given[name] for name in ("image_grid_thw",) if name in given}
-    made = reference.model.get_image_features(given["pixel_values"], **grid)
+    sizes = {name: given[name] for name in ("image_grid_thw", "image_sizes") if name in given}
+    made = reference.model.get_image_features(given["pixel_values"], **sizes)
     # Qwen3-VL gives more of them, which follow on the last axis.
     parts = [made.pooler_output, *(getattr(made, "deepstack_features", None) or ())]
     wide = [torch.cat([one.flatten(end_dim=-2) for one in pieces]) for pieces in parts]  # each [tokens, D]
     features = torch.cat(wide, dim=-1)
-    result: NDArray[np.float32] = features.reshape(len(sample.pixel_values), -1, features.shape[-1]).numpy()
+    tiles = len(sample.pixel_values) if sample.size is None else 1
+    result: NDArray[np.float32] = features.reshape(tiles, -1, features.shape[-1]).numpy()
     return result

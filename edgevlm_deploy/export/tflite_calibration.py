@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgevlm_runner import native, positions
+from edgevlm_runner import anyres, native, positions
 from edgevlm_runner.contract import EncoderDecoderSpec, ModelSpec
 from edgevlm_runner.generate import splice
 from edgevlm_runner.inputs import Inputs
@@ -86,7 +86,9 @@ class _Recorder(LiteRt):
             self._steps = {key: name for key, name in self._steps.items() if key in pair}
 
     def run(self, sample: Inputs) -> None:
-        features = None if sample.pixel_values is None else self.encode_image(sample.pixel_values)
+        features = None
+        if sample.pixel_values is not None:
+            features = anyres.packed(self.encode_image(sample.pixel_values), sample.size, self._spec.image)
         embeds = splice(self.embed(sample.input_ids), features, sample.input_ids, self._spec)
         embeds = embeds[:, : min(length for length, _ in self._steps)]
         self.reset()

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from edgevlm_runner import native
+from edgevlm_runner import anyres, native
 from edgevlm_runner.contract import ModelSpec
 from edgevlm_runner.generate import Generation, generate, prefill, splice
 from edgevlm_runner.inputs import Inputs
@@ -180,15 +180,18 @@ def observe(runtime: Observable, spec: ModelSpec, sample: Inputs) -> Observed:
     made = generate_endlessly(runtime, spec, sample)
     logits, quantized = np.stack(runtime.logits), runtime.quantized
     states = np.stack(runtime.states) if spec.hidden else None
-    embeds = _embedded(runtime.embed, runtime.features, spec, sample, made)
-    return Observed(made, runtime.features, embeds, logits, states, quantized)
+    features = runtime.features
+    if features is not None:
+        features = anyres.packed(features, sample.size, spec.image)
+    embeds = _embedded(runtime.embed, features, spec, sample, made)
+    return Observed(made, features, embeds, logits, states, quantized)
 
 
 def generate_endlessly(runtime: Runtime, spec: ModelSpec, sample: Inputs) -> Generation:
     """Through the runner's own loop, past any end of sequence."""
     room = spec.max_context - sample.input_ids.shape[1]
     endless = dataclasses.replace(spec, eos_token_ids=(), max_new_tokens=min(TOKENS, room))
-    return generate(runtime, endless, sample.pixel_values, sample.input_ids)
+    return generate(runtime, endless, sample.pixel_values, sample.input_ids, sample.size)
 
 
 def _embedded(
@@ -280,7 +283,9 @@ def relative(found: Floats, expected: Floats) -> float:
 
 def measure(runtime: Runtime, spec: ModelSpec, sample: Inputs, observed: Observed) -> Measured:
     made = generate_endlessly(runtime, spec, sample)
-    features = None if sample.pixel_values is None else runtime.encode_image(sample.pixel_values)
+    features = None
+    if sample.pixel_values is not None:
+        features = anyres.packed(runtime.encode_image(sample.pixel_values), sample.size, spec.image)
     runtime.reset()
     embeds = splice(runtime.embed(sample.input_ids), features, sample.input_ids, spec)
     first = prefill(runtime, spec, embeds, sample.input_ids, native.grid(sample.pixel_values, spec.image))

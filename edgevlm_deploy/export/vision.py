@@ -95,10 +95,21 @@ class _Tower(torch.nn.Module):  # type: ignore[misc]
         return model.multi_modal_projector(hidden)
 
 
+class _TowerWithNewline(_Tower):
+    """LLaVA-NeXT and LLaVA-OneVision: behind each tile the token that ends a row of a picture."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = super().forward(pixel_values)
+        newline = self.source.model.image_newline.expand(features.shape[0], 1, -1)
+        return torch.cat([features, newline], dim=1)
+
+
 ENCODERS: dict[str, type[torch.nn.Module]] = {
     "idefics3": _ShuffledTiles,
     "smolvlm": _ShuffledTiles,
     "llava": _Tower,
+    "llava_next": _TowerWithNewline,
+    "llava_onevision": _TowerWithNewline,
     "paligemma": _Tower,
 }
 """`model_type` in config.json → its vision encoder."""

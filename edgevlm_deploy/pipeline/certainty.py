@@ -131,7 +131,7 @@ def _ask(job: Job, asked: Items, done: int, exported: Path, lines: BinaryIO, row
     with runtimes.load(exported, spec, usable_cores(), emulate=True) as runtime:
         for item in asked.rows[done:]:
             inputs = from_item(item, asked.root, seed, spec, tokenizer)
-            made = generate(runtime, spec, inputs.pixel_values, inputs.input_ids)
+            made = generate(runtime, spec, inputs.pixel_values, inputs.input_ids, inputs.size)
             text = tokenizer.decode(list(made.token_ids), skip_special_tokens=True).strip()
             row = Answer(item.id, text, made.token_ids, made.token_logprobs, made.finished)
             if made.pooled is not None:

@@ -160,7 +160,7 @@ def reference_answers(job: Job, items: Items) -> ReferenceAnswers:
 
     def answer(out: Path) -> None:
         reference.answer(
-            source.load(job.source),
+            source.load(job.source, job.source_spec),
             items.rows,
             items.root,
             evaluation.seed,
@@ -203,7 +203,7 @@ def reference_features(job: Job, items: Items) -> Path | None:
 
     def embed(out: Path) -> None:
         found = reference.features(
-            source.load(job.source),
+            source.load(job.source, job.source_spec),
             items.rows,
             items.root,
             job.plan.recipe.evaluation.seed,

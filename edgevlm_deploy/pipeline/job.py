@@ -97,7 +97,9 @@ class Job:
         if not isinstance(self.source_spec, ModelSpec):
             return source.load(self.source)
         tokens = self.source_spec.prompt.tokens_per_tile
-        return reduction.apply(source.load(self.source), self.plan.recipe.image.reduction, tokens)
+        return reduction.apply(
+            source.load(self.source, self.source_spec), self.plan.recipe.image.reduction, tokens
+        )
 
 
 def prepare(order: Order, watch: Watcher) -> Job:

@@ -87,7 +87,7 @@ def gather(job: Job, order: Order, own: Path | None, share: float, calibrated: C
     searching = dataclasses.replace(job, plan=plan)
     items = item_table(searching, Samples((), asked))
     answers = reference_answers(searching, items)
-    model = half_precision(source.load(job.source))
+    model = half_precision(source.load(job.source, job.source_spec))
     examination = Examination(items.rows, answers.rows, items.root, wanted.seed, job.source.tokenizer)
     watch.begin("Reference probabilities", len(items.rows))
     examination.observe_reference(model, job.source_spec, watch.advance)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgevlm_runner.contract import DUAL_ENCODER, ENCODER_DECODER, Model
+from edgevlm_runner.contract import DUAL_ENCODER, ENCODER_DECODER, AnyresSpec, Model, ModelSpec
 
 from edgevlm_deploy.errors import CheckpointError
 from edgevlm_deploy.recipe import Recipe
@@ -20,6 +20,7 @@ from edgevlm_deploy.source import (
     clip,
     idefics3,
     llava,
+    llava_next,
     paligemma,
     qwen2_5_vl,
     qwen2_vl,
@@ -64,6 +65,8 @@ class Generative(Family, Picturing, Protocol):
 GENERATIVE: Mapping[str, Generative] = {
     **dict.fromkeys(idefics3.FAMILIES, idefics3),
     "llava": llava,
+    "llava_next": llava_next.NEXT,
+    "llava_onevision": llava_next.ONEVISION,
     "paligemma": paligemma,
     "qwen2_vl": qwen2_vl.FAMILY,
     "qwen2_5_vl": qwen2_5_vl.FAMILY,
@@ -90,12 +93,18 @@ def inspect(path: str | Path, revision: str | None = None, offline: bool = False
     return FAMILIES[str(family)].describe(checkpoint)
 
 
-def load(source: SourceModel) -> Any:
+def load(source: SourceModel, spec: Model | None = None) -> Any:
     """The torch model (transformers class): float32 on the CPU, in eval mode.
 
+    spec: where the recipe left out grids of tiles, the model must not choose them either.
     Raises CheckpointError when a weight is missing, unexpected or not loaded as it is stored.
     """
-    return FAMILIES[source.family].load(source)
+    model = FAMILIES[source.family].load(source)
+    if isinstance(spec, ModelSpec) and isinstance(spec.image, AnyresSpec):
+        model.config.image_grid_pinpoints = [
+            list(grid) for grid in zip(spec.image.heights, spec.image.widths, strict=True)
+        ]
+    return model
 
 
 def model_spec(

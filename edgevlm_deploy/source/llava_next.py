@@ -1,4 +1,4 @@
-"""The families `llava_next` and `llava_onevision`: LLaVA with an overview and tiles at the picture's resolution.
+"""The families `llava_next` and `llava_onevision`: LLaVA with an overview and tiles of any picture.
 
 Liu et al., "LLaVA-NeXT", 2024 (CLIP, Vicuna or Mistral); Li et al., "LLaVA-OneVision: Easy Visual Task
 Transfer", 2024 (SigLIP, Qwen2). Pictures only: OneVision's films are not.
@@ -6,9 +6,9 @@ Transfer", 2024 (SigLIP, Qwen2). Pictures only: OneVision's films are not.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from edgevlm_runner import anyres
 from edgevlm_runner.contract import AnyresSpec, PromptSpec
 from PIL import Image
 
-from edgevlm_deploy.errors import CheckpointError
+from edgevlm_deploy.errors import CheckpointError, PlanError
 from edgevlm_deploy.recipe import Recipe
 from edgevlm_deploy.source import tower
 from edgevlm_deploy.source.checkpoint import CONFIG, Checkpoint, read_json
@@ -56,13 +56,19 @@ class Anyres:
                 f"{source.path}: image_grid_pinpoints {grids} are not multiples of the vision encoder's "
                 f"{side} pixels."
             )
+        if numbers.tokens_per_tile - 1 != (side // numbers.patch_size) ** 2:
+            raise CheckpointError(
+                f"{source.path}: its vision tower gives {numbers.tokens_per_tile - 1} tokens for a tile, "
+                "which are no square of patches. Set vision_feature_select_strategy to what the tower needs."
+            )
+        grids = _within(grids, side, recipe.image.max_tiles)
         mean, std = (three(value) for value in (processor.image_mean, processor.image_std))
         spec = AnyresSpec(
             tile_size=side,
             side_tokens=math.isqrt(numbers.tokens_per_tile),
             heights=tuple(int(height) for height, _ in grids),
             widths=tuple(int(width) for _, width in grids),
-            max_tiles=_max_tiles(source, config),
+            tiles_worth=_tiles_worth(source, config),
             resample=int(processor.resample),
             rescale_factor=float(processor.rescale_factor),
             mean=mean,
@@ -112,7 +118,19 @@ def _open(source: SourceModel) -> Any:
     return open_processor(source, kind, (f"{_NAMES[source.family]}ImageProcessor",))
 
 
-def _max_tiles(source: SourceModel, config: dict[str, Any]) -> int | None:
+def _within(grids: Sequence[Sequence[int]], side: int, max_tiles: int | None) -> list[Sequence[int]]:
+    """Grids that make at most `max_tiles` tiles, overview included. Raises PlanError when none is left."""
+    tiles = [1 + height * width // side**2 for height, width in grids]
+    kept = [grid for grid, count in zip(grids, tiles, strict=True) if max_tiles is None or count <= max_tiles]
+    if not kept:
+        raise PlanError(
+            f"image.max_tiles: {max_tiles}; this model makes an overview and a grid, at least {min(tiles)} "
+            "tiles of any picture. Give at least as many."
+        )
+    return kept
+
+
+def _tiles_worth(source: SourceModel, config: dict[str, Any]) -> int | None:
     """LLaVA-OneVision's bound on tokens, in tiles' worth of them."""
     if source.family == "llava_next":
         return None
@@ -120,7 +138,8 @@ def _max_tiles(source: SourceModel, config: dict[str, Any]) -> int | None:
     found = re.fullmatch(r"anyres_max_([1-9]\d*)", stated)
     if found is None:
         raise CheckpointError(
-            f"{source.path}: vision_aspect_ratio in config.json is {stated!r}, expected anyres_max_ and a number."
+            f"{source.path}: vision_aspect_ratio in config.json is {stated!r}, expected anyres_max_ and a "
+            "number."
         )
     return int(found.group(1))
 
@@ -130,7 +149,9 @@ def _prove(source: SourceModel, processor: Any, spec: AnyresSpec) -> None:
     rng = np.random.default_rng(0)
     for width, height in ((83, 57), (57, 83), (211, 40)):
         picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+        kept = [list(grid) for grid in zip(spec.heights, spec.widths, strict=True)]
+        given = processor(picture, image_grid_pinpoints=kept, return_tensors="np")
+        theirs = given["pixel_values"][0]
         if not np.array_equal(anyres.tiles(picture, spec), theirs):
             raise CheckpointError(
                 f"{source.path}: transformers' {type(processor).__name__} makes other pixels of a picture "

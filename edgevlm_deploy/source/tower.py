@@ -77,6 +77,9 @@ class Layout:
     prefix: bool = False
     """As `Architecture.prefix`."""
     default_image_size: int = 336
+    default_tower: str = CLIP
+    newline: bool = False
+    """Whether a learnt token ends each row of image tokens; it counts as the last of every tile."""
 
 
 def module_name(stored: str) -> str:
@@ -147,7 +150,7 @@ def _architecture(checkpoint: Checkpoint, layout: Layout) -> Architecture:
     """Shapes where they tell, the configuration where they do not."""
     text, vision = (section(checkpoint, name) for name in ("text_config", "vision_config"))
     defaults = _text_defaults(checkpoint, layout, text)
-    tower = vision.get("model_type", CLIP)
+    tower = vision.get("model_type", layout.default_tower)
     if tower not in TOWERS:
         raise CheckpointError(
             f"{checkpoint.path}: its vision tower is of type {tower!r}; supported: {', '.join(TOWERS)}."
@@ -182,7 +185,7 @@ def _architecture(checkpoint: Checkpoint, layout: Layout) -> Architecture:
         image_token_id=number(checkpoint, config, key, layout.image_token_id),
         image_size=image_size,
         patch_size=patch_size,
-        tokens_per_tile=places - int(select == "default"),
+        tokens_per_tile=places - int(select == "default") + int(layout.newline),
         prefix=layout.prefix,
     )
 
@@ -240,7 +243,8 @@ def _check_architecture(model: Any, source: SourceModel, layout: Layout) -> None
         patch_size=vision.patch_size,
         tokens_per_tile=(vision.image_size // vision.patch_size) ** 2
         + int(vision.model_type == CLIP)
-        - int(select == "default"),
+        - int(select == "default")
+        + int(layout.newline),
         prefix=bool(getattr(text, "use_bidirectional_attention", False)),
     )
     ours, made = asdict(source.architecture), asdict(theirs)

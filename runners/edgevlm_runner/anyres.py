@@ -1,9 +1,9 @@
 """Pictures of any resolution as LLaVA-NeXT and LLaVA-OneVision take them: an overview, then tiles of a grid.
 
-The grid is the one of the model's list that fits the picture best. Tiles carry black bars where the picture has
-another shape; the tokens of the bars are taken out behind the vision encoder, and each row of tokens ends with
-a token that the model learnt for it (`image_newline`). The vision encoder gives that one as the last of every
-tile. Where a picture has more tokens than `max_tiles` tiles hold, they are interpolated down.
+The grid is the one of the model's list that fits the picture best. Tiles carry black bars where the picture
+has another shape; the tokens of the bars are taken out behind the vision encoder, and each row of tokens ends
+with one that the model learnt for it (`image_newline`), which the vision encoder gives as the last of every
+tile. Where a picture has more tokens than `tiles_worth` tiles hold, they are interpolated down.
 
 Everything is what transformers' processors and models compute, so that pixels are equal bit for bit.
 Python 3.8, NumPy and Pillow only.
@@ -12,12 +12,12 @@ Python 3.8, NumPy and Pillow only.
 from __future__ import annotations
 
 import math
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
 
-from edgevlm_runner.contract import AnyresSpec
+from edgevlm_runner.contract import AnyresSpec, Pixels
 from edgevlm_runner.preprocess import normalize, require_rgb
 
 Size = Tuple[int, int]
@@ -103,15 +103,11 @@ def pack(features: np.ndarray, size: Size, spec: AnyresSpec) -> np.ndarray:
     return result
 
 
-def most_tokens(spec: AnyresSpec) -> int:
-    """The largest number of image tokens that any picture becomes."""
-    return max(tokens(size, spec) for size in zip(spec.heights, spec.widths))
-
-
-def most_tiles(spec: AnyresSpec) -> int:
-    """The largest number of tiles, overview included."""
-    areas = [height * width for height, width in zip(spec.heights, spec.widths)]
-    return 1 + max(areas) // spec.tile_size**2
+def packed(features: np.ndarray, size: Optional[Size], spec: Pixels) -> np.ndarray:
+    """`pack` for families that need it; others' features as they are."""
+    if isinstance(spec, AnyresSpec) and size is not None:
+        return pack(features, size, spec)
+    return features
 
 
 def _without_bars(grid: np.ndarray, size: Size) -> np.ndarray:
@@ -127,11 +123,11 @@ def _without_bars(grid: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _shrunk(grid: np.ndarray, spec: AnyresSpec) -> Tuple[np.ndarray, np.ndarray]:
-    """(rows [H, W, 4], weights [H, W, 4]): as it is, or interpolated to what `max_tiles` tiles hold."""
+    """(rows [H, W, 4], weights [H, W, 4]): as it is, or interpolated to what `tiles_worth` tiles hold."""
     height, width = grid.shape
     ratio = 0.0
-    if spec.max_tiles is not None:
-        ratio = math.sqrt(height * width / (spec.max_tiles * spec.side_tokens**2))
+    if spec.tiles_worth is not None:
+        ratio = math.sqrt(height * width / (spec.tiles_worth * spec.side_tokens**2))
     if ratio <= 1.1:
         weights = np.zeros((height, width, 4), np.float32)
         weights[..., 0] = 1

@@ -23,6 +23,7 @@ from typing import (
 from edgevlm_runner.errors import BundleError
 
 # What is written here is read and written in one way; importers find all of it in this module.
+from edgevlm_runner.pixels import AnyresSpec as AnyresSpec
 from edgevlm_runner.pixels import FrameSpec as FrameSpec
 from edgevlm_runner.pixels import ImageSpec as ImageSpec
 from edgevlm_runner.pixels import NativeSpec as NativeSpec

@@ -8,8 +8,8 @@ from typing import Callable, Generator, Optional, Tuple, Union, cast
 
 import numpy as np
 
-from edgevlm_runner import native, positions
-from edgevlm_runner.contract import Answering, EncoderDecoderSpec, ModelSpec, NativeSpec
+from edgevlm_runner import anyres, native, positions
+from edgevlm_runner.contract import Answering, AnyresSpec, EncoderDecoderSpec, ModelSpec, NativeSpec
 from edgevlm_runner.errors import ExecutionError, PromptError
 from edgevlm_runner.runtimes import EncoderDecoder, PruningRuntime, Runtime
 
@@ -74,10 +74,14 @@ class Read:
 
 
 def generate(
-    runtime: AnyRuntime, spec: Answering, pixel_values: Optional[np.ndarray], input_ids: np.ndarray
+    runtime: AnyRuntime,
+    spec: Answering,
+    pixel_values: Optional[np.ndarray],
+    input_ids: np.ndarray,
+    size: Optional[Tuple[int, int]] = None,
 ) -> Generation:
     """Answer one question; see `stream`."""
-    tokens = stream(runtime, spec, pixel_values, input_ids)
+    tokens = stream(runtime, spec, pixel_values, input_ids, size)
     try:
         while True:
             next(tokens)
@@ -87,12 +91,16 @@ def generate(
 
 
 def stream(
-    runtime: AnyRuntime, spec: Answering, pixel_values: Optional[np.ndarray], input_ids: np.ndarray
+    runtime: AnyRuntime,
+    spec: Answering,
+    pixel_values: Optional[np.ndarray],
+    input_ids: np.ndarray,
+    size: Optional[Tuple[int, int]] = None,
 ) -> Generator[Token, None, Generation]:
     """Yield tokens until end of sequence or `spec.max_new_tokens`; the generator returns the `Generation`.
 
     pixel_values float32 [tiles, 3, S, S] ([1, 3, H, W] at its own resolution) or None, input_ids int64 [1, T]
-    with image tokens expanded.
+    with image tokens expanded, size as in `Inputs`.
     `runtime.start` must have allocated a cache of `spec.max_context` tokens; it is reset here. An
     encoder–decoder takes one picture [1, 3, S, S] and the tokens of the question alone.
 
@@ -100,9 +108,11 @@ def stream(
     prompt and answer exceed the context.
     """
     if isinstance(spec, ModelSpec):
-        check_prompt(spec, pixel_values, input_ids)
+        check_prompt(spec, pixel_values, input_ids, size)
     start = time.perf_counter()
-    features = None if pixel_values is None else runtime.encode_image(pixel_values)
+    features = None
+    if pixel_values is not None:
+        features = anyres.packed(runtime.encode_image(pixel_values), size, spec.image)
     seen = time.perf_counter()
     read = _read(runtime, spec, features, input_ids, native.grid(pixel_values, spec.image))
     token, logprob = greedy(read.logits)
@@ -171,13 +181,20 @@ def _read_question(
     return Read(runtime.step(spec.start_token_id), runtime.step, None)
 
 
-def check_prompt(spec: ModelSpec, pixel_values: Optional[np.ndarray], input_ids: np.ndarray) -> None:
+def check_prompt(
+    spec: ModelSpec,
+    pixel_values: Optional[np.ndarray],
+    input_ids: np.ndarray,
+    size: Optional[Tuple[int, int]] = None,
+) -> None:
     """Raises PromptError when image tokens and tiles disagree, or the context is too short."""
     tiles = 0 if pixel_values is None else len(pixel_values)
     per_tile = spec.prompt.tokens_per_tile
     if pixel_values is not None and isinstance(spec.image, NativeSpec):
         per_tile = native.tokens(pixel_values, spec.image)
     expected = tiles * per_tile
+    if size is not None and isinstance(spec.image, AnyresSpec):
+        expected = anyres.tokens(size, spec.image)
     found = int(np.count_nonzero(input_ids == spec.image_token_id))
     if found != expected:
         raise PromptError(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Tuple
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from edgevlm_runner import native, prompt, zero_shot
+from edgevlm_runner import anyres, native, prompt, zero_shot
 from edgevlm_runner.contract import (
     GREY,
     Answering,
+    AnyresSpec,
     DualEncoderSpec,
     EncoderDecoderSpec,
     Item,
@@ -34,10 +35,12 @@ class Inputs:
 
     pixel_values  float32 [tiles, 3, S, S], or [1, 3, H, W] at its own resolution; None without a picture
     input_ids     int64 [1, T], image tokens already expanded
+    size          height and width of the picture itself, where its image tokens depend on them (`anyres`)
     """
 
     pixel_values: Optional[np.ndarray]
     input_ids: np.ndarray
+    size: Optional[Tuple[int, int]] = None
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -62,6 +65,10 @@ def from_picture(
         whole = native.resized(picture, spec.image)
         text = prompt.build(question, (0, 0), spec.prompt, native.tokens(whole, spec.image))
         return Inputs(whole, prompt.encode(tokenizer, text))
+    if isinstance(spec.image, AnyresSpec):
+        size = picture.height, picture.width
+        text = prompt.build(question, (0, 0), spec.prompt, anyres.tokens(size, spec.image))
+        return Inputs(anyres.tiles(picture, spec.image), prompt.encode(tokenizer, text), size)
     cut = tiles(picture, spec.image)
     text = prompt.build(question, (cut.rows, cut.cols), spec.prompt)
     return Inputs(cut.pixel_values, prompt.encode(tokenizer, text))

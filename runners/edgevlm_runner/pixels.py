@@ -83,7 +83,29 @@ class NativeSpec:
         return self.patch_size * self.merge_size
 
 
-Pixels = Union[ImageSpec, FrameSpec, NativeSpec]
+@dataclasses.dataclass(frozen=True)
+class AnyresSpec:
+    """How a picture becomes an overview and tiles of a grid (the numbers of the preprocessor of LLaVA-NeXT
+    and LLaVA-OneVision).
+    """
+
+    tile_size: int
+    """Side of one square tile in pixels."""
+    side_tokens: int
+    """A tile becomes side_tokens × side_tokens image tokens, and one that ends a row of them."""
+    heights: Tuple[int, ...]
+    """Of the grids that a picture may be fitted to, in pixels."""
+    widths: Tuple[int, ...]
+    tiles_worth: Optional[int]
+    """More tokens than this many tiles hold are interpolated down; None: never."""
+    resample: int
+    """Pillow's filter number."""
+    rescale_factor: float
+    mean: Tuple[float, float, float]
+    std: Tuple[float, float, float]
+
+
+Pixels = Union[ImageSpec, FrameSpec, NativeSpec, AnyresSpec]
 """How one picture is prepared; a family has one of them."""
 
 

@@ -18,7 +18,7 @@ from typing import List, Sequence, Tuple, Union
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from edgevlm_runner.contract import FrameSpec, ImageSpec, Pixels
+from edgevlm_runner.contract import AnyresSpec, FrameSpec, ImageSpec, Pixels
 from edgevlm_runner.errors import ImageError
 
 MAX_PIXELS = 64_000_000
@@ -151,6 +151,8 @@ def require_rgb(image: Image.Image) -> None:
 
 def most_tiles(spec: Pixels) -> int:
     """The largest number of tiles that any picture becomes, global view included."""
+    if isinstance(spec, AnyresSpec):
+        return 1 + max(h * w for h, w in zip(spec.heights, spec.widths)) // spec.tile_size**2
     if not isinstance(spec, ImageSpec) or not spec.split:
         return 1
     edge = min(spec.longest_edge, MAX_EDGE)

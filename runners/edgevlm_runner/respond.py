@@ -139,7 +139,7 @@ class Respondent(_Loaded):
         preprocess_ms = 1e3 * (time.perf_counter() - began)
         tokens: List[int] = []
         shown = ""
-        steps = stream(self.runtime, spec, inputs.pixel_values, inputs.input_ids)
+        steps = stream(self.runtime, spec, inputs.pixel_values, inputs.input_ids, inputs.size)
         while True:
             try:
                 tokens.append(next(steps).id)

@@ -54,10 +54,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def processed(family: Family) -> list[dict[str, Any]]:
     """The pictures and the question as transformers' processor prepares them."""
-    import transformers
-
-    with quiet.libraries():
-        processor = transformers.AutoProcessor.from_pretrained(family.source.path)
+    processor = tiny_families.make(family.name)[1]
     made: list[dict[str, Any]] = []
     for picture in tiny_families.pictures():
         if family.name == "paligemma":
@@ -89,7 +86,7 @@ def test_graphs_answer_as_transformers_do(family: Family, tmp_path: Path) -> Non
     endless = dataclasses.replace(family.spec, eos_token_ids=(), max_new_tokens=TOKENS)
     with runtimes.load(tmp_path, family.spec, threads=1) as runtime:
         ours = [
-            list(generate(runtime, endless, one.pixel_values, one.input_ids).token_ids)
+            list(generate(runtime, endless, one.pixel_values, one.input_ids, one.size).token_ids)
             for one in family.samples
         ]
     model = source.load(family.source)
