@@ -203,7 +203,7 @@ def reference_features(job: Job, items: Items) -> Path | None:
 
     def embed(out: Path) -> None:
         found = reference.features(
-            source.load(job.source, job.source_spec),
+            source.load(job.source),
             items.rows,
             items.root,
             job.plan.recipe.evaluation.seed,
