@@ -29,7 +29,7 @@ from edgevlm_deploy.demo.scenes import Split
 from edgevlm_deploy.export import graph
 from edgevlm_deploy.metrics import dual
 from edgevlm_deploy.metrics.dual import spectrum
-from edgevlm_deploy.metrics.dual.summary import RECALLS
+from edgevlm_deploy.metrics.dual.embeddings import RECALLS
 from edgevlm_deploy.metrics.dual.tables import Direction, Retrieval, Spectral
 from edgevlm_deploy.metrics.statistics import Estimate
 from edgevlm_deploy.report.quantity import MISSING, Unit

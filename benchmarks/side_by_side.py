@@ -127,11 +127,11 @@ def _unit(name: str) -> Unit:
 def _of_comparison(
     columns: Columns, comparisons: Callable[[Metrics], Mapping[str, Comparison]], what: str
 ) -> Iterator[Row]:
-    """A row per kind of item: accuracy ("accuracy of …") or answers that changed ("divergence, …")."""
+    """A row per kind of item: how many are right, or for "divergence" how many answers changed."""
     found = [comparisons(metrics) for metrics in columns.values()]
     for name in dict.fromkeys(name for one in found for name in one):
         there = [one.get(name) for one in found]
-        if what == "accuracy":
+        if what != "divergence":
             cells = (
                 cell(one.artifact_accuracy, Unit.SHARE, differs(one.accuracy_drop, 0.0)) if one else MISSING
                 for one in there
@@ -154,13 +154,13 @@ def _corruptions(columns: Columns) -> Iterator[Row]:
 
 def _perturbations(columns: Columns) -> Iterator[Row]:
     def found(one: Metrics) -> dict[str, Comparison]:
-        return {row.perturbation: row.comparison for row in one.perturbations}
+        return {row.perturbation.removeprefix("perturbed:"): row.comparison for row in one.perturbations}
 
     return _of_comparison(columns, found, "divergence")
 
 
 def _forms(columns: Columns) -> Iterator[Row]:
-    for what in ("accuracy", "divergence"):
+    for what in ("success", "divergence"):
         yield from _of_comparison(
             columns, lambda one: {row.form: row.comparison for row in one.negation}, what
         )
