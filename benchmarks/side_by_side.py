@@ -220,15 +220,14 @@ _MORE: Mapping[str, Callable[[Columns], Iterator[Row]]] = {
 """Rows that are no estimates of their own, below those of the group."""
 
 
+TIMED = (GateName.LATENCY_MS_P95, GateName.TIME_TO_FIRST_TOKEN_MS_P95, GateName.PEAK_RSS_BYTES)
+"""Gates that other benchmarks are for."""
+
+
 def gates(verdicts: Mapping[str, Mapping[str, str]]) -> Table:
-    """Column → gate → outcome, the verdict last. Latency and memory are left to other benchmarks."""
-    timed = {GateName.LATENCY_MS_P95, GateName.TIME_TO_FIRST_TOKEN_MS_P95, GateName.PEAK_RSS_BYTES}
-    names = dict.fromkeys(name for found in verdicts.values() for name in found)
-    rows = [
-        (name, *(_outcome(found.get(name, MISSING)) for found in verdicts.values()))
-        for name in names
-        if name not in timed
-    ]
+    """Column → gate → outcome, the verdict last."""
+    names = dict.fromkeys(name for found in verdicts.values() for name in found if name not in TIMED)
+    rows = [(name, *(_outcome(found.get(name, MISSING)) for found in verdicts.values())) for name in names]
     return Table("Gates", ("gate", *verdicts), tuple(rows), words=1)
 
 

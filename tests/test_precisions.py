@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import embeddings, precisions
-from edgevlm_deploy.metrics import dual
+from edgevlm_deploy.metrics import Metrics, dual
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -35,6 +35,18 @@ def test_columns_are_those_of_the_model() -> None:
     assert found.recipe.name == "precisions_clip.yaml"
     with pytest.raises(SystemExit):
         precisions.arguments(["--precisions", "W5"])
+
+
+def test_the_verdict_is_that_on_answers() -> None:
+    def outcomes(*gates: tuple[str, str]) -> dict[str, str]:
+        verdict = {"gates": [{"metric": name, "outcome": one} for name, one in gates], "outcome": "fail"}
+        metrics = Metrics.model_construct()
+        return precisions.Judged("W4 RTN", Path(), metrics, verdict, 0).outcomes
+
+    slow = ("latency_ms_p95", "fail")
+    assert outcomes(("accuracy_drop", "pass"), slow) == {"accuracy_drop": "pass", "verdict": "pass"}
+    assert outcomes(("accuracy_drop", "inconclusive"), slow)["verdict"] == "inconclusive"
+    assert outcomes(("accuracy_drop", "fail"), ("ece_increase", "inconclusive"))["verdict"] == "fail"
 
 
 def test_rows_of_retrieval_and_spectrum() -> None:
