@@ -111,7 +111,8 @@ SUBJECTS: Mapping[str, Subject] = {
         "docs/precisions-clip-results.md",
         "dual-encoder-metrics.md#what-rounding-moves",
         "The demo CLIP; both encoders as the column says (W4: groups of 64, W3: per channel), projections "
-        "and embedding int8 in every column but FP16. Each object stands on its usual ground and on another.",
+        "and embedding int8 in every column but FP16. Each object stands on its usual ground and on another. "
+        "It abstains by MaxProb.",
     ),
 }
 
