@@ -26,8 +26,8 @@ from edgevlm_deploy.recipe import (
 from edgevlm_deploy.source.model import AnyArchitecture, Architecture, EncoderDecoderArchitecture
 from edgevlm_deploy.target import Backend, Target
 
-_FOR_ENCODER_DECODERS = (Algorithm.RTN, Algorithm.HQQ)
-"""The others fold scales into a norm in front of a layer, or pass samples through a Llama-like stack."""
+_FOR_ENCODER_DECODERS = (Algorithm.RTN, Algorithm.HQQ, Algorithm.GPTQ)
+"""The others fold scales into a norm in front of a layer; text layers here have theirs behind them."""
 _FORMAT_OF_BITS = {8: "int8", 4: "int4-weights", 3: "int4-weights"}
 
 

@@ -25,7 +25,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """Source and the only consumers of its output, by their names inside one transformer layer."""
 
-_LAYER = re.compile(r"^(.*\blayers\.\d+)\.")
+_LAYER = re.compile(r"^(.*\blayers?\.\d+)\.")
 
 
 def layer_of(name: str) -> str:

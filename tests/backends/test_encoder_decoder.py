@@ -17,6 +17,7 @@ from edgevlm_runner.runtimes import load
 from edgevlm_deploy import backends, plan, quiet, resources, source
 from edgevlm_deploy.errors import ExportError, PlanError
 from edgevlm_deploy.export import verify_encoder_decoder
+from edgevlm_deploy.export.tflite_calibration import DECODED, answering_calls
 from edgevlm_deploy.pipeline.job import own_recipe
 from edgevlm_deploy.quantize import fakequant, uniform
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
@@ -123,6 +124,12 @@ def test_graphs_answer_as_transformers_does(model: SourceModel, tmp_path: Path, 
             assert answer.token_ids == tokens
             assert answer.token_logprobs == pytest.approx(logprobs, abs=0.05)
             assert answer.finished is (tokens[-1] in spec.eos_token_ids)
+    if target.backend is Backend.LITERT:
+        counted = {
+            name: len(list(answering_calls(tmp_path, spec, name, samples(model, spec))))
+            for name in ("encode_image", "encode_question_12", "decode_24")
+        }
+        assert counted == {"encode_image": 3, "encode_question_12": 3, "decode_24": 3 * DECODED}
 
 
 @pytest.mark.slow
@@ -166,7 +173,9 @@ def test_what_cannot_be_had_is_refused_at_plan_time(model: SourceModel, algorith
     component = "vision_encoder" if algorithm == "smoothquant" else "decoder"
     data = json.loads(RECIPE.model_dump_json())
     data["components"] = {component: {"scheme": scheme, "algorithm": algorithm}}
-    with pytest.raises(PlanError, match=f"{algorithm} is not offered for encoder–decoders; take rtn, hqq"):
+    with pytest.raises(
+        PlanError, match=f"{algorithm} is not offered for encoder–decoders; take rtn, hqq, gptq"
+    ):
         plan.resolve(
             Recipe.model_validate(data), resources.target("host-cpu"), model.modules, model.architecture
         )
