@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgevlm_runner.contract import CLEAN, Item
+import tiny_dual
+from edgevlm_runner.contract import CLEAN, DUAL_ENCODER, DualEncoderSpec, Item
 from edgevlm_runner.inputs import from_item, load_tokenizer
 
 from edgevlm_deploy import backends, quiet, reduction, reference, source
@@ -160,3 +161,36 @@ def test_batches_hold_questions_of_one_shape(examined: Any) -> None:
 
 def asked(item: Item, examination: Examination, spec: Any, tokenizer: Any) -> reference.Question:
     return reference.Question(item, from_item(item, examination._root, 0, spec, tokenizer))
+
+
+def test_a_dual_encoder_answers_in_one_pass(base: Recipe, tmp_path: Path) -> None:
+    """The reference repeats itself; other weights of its text encoder move its classes."""
+    import torch
+
+    torch.set_num_threads(1)
+    clip = source.inspect(tiny_dual.save("clip", tmp_path / "clip"))
+    names = backends.graph_names(Backend.ONNXRUNTIME, DUAL_ENCODER)
+    spec = source.model_spec(clip, base, "onnxruntime", names, tiny_dual.CLASSES)
+    assert isinstance(spec, DualEncoderSpec)
+    tokenizer, root = load_tokenizer(clip.tokenizer), tiny_dual.labelled(tmp_path / "pictures", 2)
+    items = [
+        Item(f"{name}-{n}", f"{name}-{n}", name, CLEAN, f"{name}/{n}.png", f"{name}-{n}", "", (name,))
+        for name in tiny_dual.CLASSES
+        for n in range(2)
+    ]
+    questions = [reference.Question(one, from_item(one, root, 0, spec, tokenizer)) for one in items]
+    with quiet.libraries():
+        model = source.load(clip)
+    classes = reference.class_embeddings(model, spec, tokenizer)
+    said = reference.classify(model, questions, spec, classes)
+    examination = Examination(items, said, root, 0, clip.tokenizer)
+    examination.observe_reference(model, spec, lambda _: None)
+    again = examination.replies(model, spec)
+    assert [one.answer.text for one in again] == [one.text for one in said]
+    assert max(one.kl for one in again) < 1e-6 and max(one.shift for one in again) < 1e-3
+    with torch.no_grad():
+        model.text_model.encoder.layers[0].mlp.fc2.weight.mul_(-1)
+    moved = examination.replies(model, spec)
+    assert min(one.shift for one in moved) > 1e-3 and [one.answer.item_id for one in moved] == [
+        item.id for item in items
+    ]
