@@ -84,10 +84,10 @@ def _paligemma() -> tuple[Any, Any]:
     import transformers
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    # Embeddings are scaled by √80, which fp16 does not hold.
-    text = {"model_type": "gemma", **TEXT, "hidden_size": 80, "num_key_value_heads": 1, "head_dim": 16}
+    # Embeddings are scaled by √96, which fp16 does not hold.
+    text = {"model_type": "gemma", **TEXT, "hidden_size": 96, "num_key_value_heads": 1, "head_dim": 16}
     config = transformers.PaliGemmaConfig(
-        vision_config=SIGLIP, text_config=text, image_token_index=2, projection_dim=80
+        vision_config=SIGLIP, text_config=text, image_token_index=2, projection_dim=96
     )
     pixels = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
     pixels.image_seq_length = (SIDE // PATCH) ** 2

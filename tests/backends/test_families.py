@@ -16,8 +16,9 @@ from edgevlm_runner.contract import ModelSpec, from_json, to_json
 from edgevlm_runner.generate import generate
 from edgevlm_runner.inputs import Inputs, from_picture, load_tokenizer
 
-from edgevlm_deploy import quiet, reference, resources, source
+from edgevlm_deploy import backends, quiet, reference, resources, source
 from edgevlm_deploy.backends import CompiledGraphs, graph_names, onnxruntime
+from edgevlm_deploy.plan import Plan
 from edgevlm_deploy.quantize.quantized_model import QuantizedModel
 from edgevlm_deploy.quantize.table import QuantizedTable
 from edgevlm_deploy.source import SourceModel
@@ -110,6 +111,29 @@ def test_reference_answers_in_batches_are_those_asked_alone(family: Family) -> N
     together = reference.generate(model, asked, family.spec, tokenizer)
     alone = [reference.generate(model, [one], family.spec, tokenizer)[0] for one in asked]
     assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["orin", "orin-jetpack7", "snapdragon-8-gen3"])
+def test_graphs_of_other_backends_compute_the_same(family: Family, target: str, tmp_path: Path) -> None:
+    """Compiling compares them with torch, token by token; TensorRT's are executed by ONNX Runtime."""
+    device, recipe = resources.target(target), resources.recipe("fp16")
+    lengths = {
+        "max_context": 256,
+        "cache_lengths": (128,),
+        "prefill_lengths": (32,),
+        "max_new_tokens": TOKENS,
+    }
+    recipe = recipe.model_copy(update={"generation": recipe.generation.model_copy(update=lengths)})
+    graphs = backends.graph_names(device.backend, family.source.kind)
+    made = source.model_spec(family.source, recipe, device.backend.value, graphs)
+    spec = backends.with_profiles(made, recipe, device)
+    compiled = backends.compiler(Plan(recipe, device, {}), lambda: iter(family.samples))(
+        lambda: source.load(family.source), QuantizedModel(QuantizedTable({})), spec, family.samples, tmp_path
+    )
+    assert compiled.verification["samples"] == len(family.samples)
+    assert compiled.verification["logits_difference"] <= 1e-4
+    assert compiled.verification["shipped_tokens_equal"] > 0.8
 
 
 def compile_graphs(family: Family, folder: Path, quantized: QuantizedModel) -> CompiledGraphs:
