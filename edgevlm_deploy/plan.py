@@ -131,10 +131,10 @@ def _pictures(recipe: Recipe, target: Target, model: Architecture) -> list[str]:
         )
     if wanted.max_pixels is not None and wanted.max_pixels < model.cell**2:
         problems.append(f"image.max_pixels: an image token covers {model.cell**2}; give at least as many.")
-    if target.backend is not Backend.ONNXRUNTIME:
+    if wanted.resolution is None and target.backend is not Backend.ONNXRUNTIME:
         problems.append(
-            "Models that keep a picture's own resolution are exported for onnxruntime alone, not for "
-            f"{target.backend.value}. Choose such a target, e.g. host-cpu."
+            f"image.resolution: graphs for {target.backend.value} have one size, and the model takes any "
+            f"picture's. Give height and width, e.g. [{16 * model.cell}, {16 * model.cell}]."
         )
     return problems
 

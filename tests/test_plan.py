@@ -141,6 +141,6 @@ def test_pictures_at_their_own_resolution() -> None:
     assert "cuts no tiles" in problems(native, max_tiles=2)
     assert "Give multiples of 28" in problems(native, resolution=(56, 90))
     assert "an image token covers 784" in problems(native, max_pixels=100)
-    assert "for onnxruntime alone, not for tensorrt" in problems(native, resources.target("orin"))
+    assert "graphs for tensorrt have one size" in problems(native, resources.target("orin"))
     reduction = Reduction(method=ReductionMethod.TOME, keep=0.5)
     assert "own resolution" in problems(native, reduction=reduction)

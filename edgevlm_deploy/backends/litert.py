@@ -108,7 +108,7 @@ class _Generative:
     def export(self, source: Any, path: Path) -> None:
         from edgevlm_deploy.export import litert
 
-        litert.export(source, self._lengths, path, self.spec.hidden)
+        litert.export(source, self._lengths, path, self.spec.image, self.spec.hidden)
 
     def calls(
         self, root: Path, calibration: Callable[[], Iterable[Inputs]]

@@ -145,7 +145,7 @@ def profiles(target: Target, spec: ModelSpec, usual_tiles: int | None, usual_tok
     usual_tiles, usual_tokens: what to tune for; one tile, and all tokens of a picture of that many tiles with
     a short question, where they are None.
     """
-    context, width = spec.max_context, spec.hidden_size
+    context, width = spec.max_context, spec.embed_size
     (height, wide), most = sides(spec.image), most_tiles(spec.image)
     tiles = min(usual_tiles or most, most)
     usual = usual_tokens or tiles * spec.prompt.tokens_per_tile + QUESTION_TOKENS
@@ -253,7 +253,7 @@ def _exporters(source: Any, spec: Model, chosen: Any) -> dict[str, Callable[[], 
         return tensorrt_encoder_decoder.exporters(source, spec, chosen)
     context, hidden = spec.max_context, spec.hidden
     return {
-        "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen),
+        "vision_encoder": lambda: tensorrt.export_vision_encoder(source, chosen, spec.image),
         "embedding": lambda: tensorrt.export_embedding(source, chosen),
         "decoder": lambda: tensorrt.export_decoder(source, chosen, context, hidden),
     }

@@ -213,10 +213,10 @@ def _standard_attention(
     """
     import torch
 
-    if attention_mask is not None:
-        raise ValueError("masks come with the cache, and full tiles have none")
-    mask = None
+    mask = attention_mask
     if static_cache is not None:
+        if mask is not None:
+            raise ValueError("a decoder's mask comes with the cache")
         past_key, past_value = static_cache.past[module.layer_idx]
         key, value = static_cache.write(past_key, key), static_cache.write(past_value, value)
         static_cache.present[module.layer_idx] = (key, value)

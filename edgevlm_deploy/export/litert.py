@@ -1,6 +1,7 @@
 """A VLM as one .tflite file whose signatures share their weights. The only importer of litert_torch.
 
     encode_image   pixel_values [1, 3, S, S] → image_features [1, tokens per tile, D]
+    (of M-RoPE, prefill_N and decode take position_ids int32 [3, 1, N] too)
     embed_N        token_ids int32 [1, N] → embeddings [1, N, D]; N is 1 or a prefill length
     prefill_N      embeddings [1, N, D], input_pos int32 [N], mask [1, 1, N, C], kv_cache_k_0, …
                    → the same kv_cache_*, each [1, kv heads, C, head dim], the N tokens written at input_pos
@@ -32,13 +33,14 @@ from unittest import mock
 
 import torch
 from edgevlm_runner import abstain
-from edgevlm_runner.contract import TextSpec
+from edgevlm_runner.contract import Pixels, TextSpec, sides
 from edgevlm_runner.runtimes.litert_encoders import ENCODE_IMAGE, ENCODE_TEXT
 
 from edgevlm_deploy import quiet
 from edgevlm_deploy.errors import ExportError, StorageError
+from edgevlm_deploy.export import mrope, onnx
 from edgevlm_deploy.export.attention import PLAIN_ATTENTION, STATIC_CACHE_ATTENTION, StaticCache, attention
-from edgevlm_deploy.export.components import Embedding, check_rotary, head_dim
+from edgevlm_deploy.export.components import Embedding, adding, check_rotary, deepstack, head_dim, layered
 from edgevlm_deploy.export.encoders import PictureEncoder, TextEncoder
 from edgevlm_deploy.export.vision import vision_encoder
 
@@ -63,9 +65,9 @@ class StaticLengths:
 
 
 class _EncodeImage(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, pixels: Pixels) -> None:
         super().__init__()
-        self.encoder = vision_encoder(source)
+        self.encoder = vision_encoder(source, pixels)
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"image_features": self.encoder(pixel_values)}
@@ -109,9 +111,10 @@ class _Prefill(torch.nn.Module):  # type: ignore[misc]
             write=write,
             mask=mask,
         )
+        places = cache.get("position_ids", input_pos[None])
         hidden = self.source.get_decoder()(
-            inputs_embeds=embeddings,
-            position_ids=input_pos[None],
+            **layered(self.source, embeddings),
+            position_ids=places,
             use_cache=False,
             static_cache=static,
         ).last_hidden_state
@@ -134,19 +137,22 @@ class _Decode(_Prefill):
         return {"logits": self.source.lm_head(hidden), **given, **present}
 
 
-def export(source: Any, lengths: StaticLengths, path: Path, hidden: bool = False) -> None:
+def export(source: Any, lengths: StaticLengths, path: Path, pixels: Pixels, hidden: bool = False) -> None:
     """Write the float graphs of `source` (float32, in evaluation mode) to `path`.
 
+    pixels: how pictures are prepared; those at their own resolution have one size.
     Raises MissingExtraError without litert-torch, ExportError when it refuses the model or delivers other
     signatures, StorageError when the disk does not take the file.
     """
     check_rotary(source)
     with library() as toolkit, torch.no_grad():
-        converter = _signatures(toolkit, source, lengths, hidden)
+        converter = _signatures(toolkit, source, lengths, pixels, hidden)
         with (
             attention(source.get_encoder("image").config, PLAIN_ATTENTION),
             attention(source.get_decoder().config, STATIC_CACHE_ATTENTION),
             mock.patch.object(torch.nn.LayerNorm, "forward", layer_norm),
+            adding(source),
+            _by_rows(source, lengths.caches[-1]),
         ):
             made = converter.convert(strict_export=False)
         save(made, {"encode_image", *_embed_lengths(lengths), *lengths.signatures()}, path)
@@ -243,16 +249,42 @@ def layer_norm(norm: torch.nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
     return centred * scale + norm.bias
 
 
+@contextlib.contextmanager
+def _by_rows(source: Any, positions: int) -> Iterator[None]:
+    """While it is traced, and M-RoPE: cosines and sines come from a table, and norms as `_layer_norm` has them,
+    for their consumers have biases.
+    """
+    text = source.get_decoder()
+    if mrope.rows(source) == 1:
+        yield
+        return
+    find = mrope.look_up(source, *map(torch.from_numpy, onnx.rotary_table(source, positions)))
+
+    def look_up(hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cosine, sine = (torch.cat([half, half], dim=-1) for half in find(position_ids))
+        return cosine, sine
+
+    def norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon) * self.weight
+        return hidden * scale
+
+    with (
+        mock.patch.object(text.rotary_emb, "forward", look_up),
+        mock.patch.object(type(text.norm), "forward", norm),
+    ):
+        yield
+
+
 def _embed_lengths(lengths: StaticLengths) -> dict[str, int]:
     return {f"embed_{tokens}": tokens for tokens in (1, *lengths.prefills)}
 
 
-def _signatures(toolkit: Any, source: Any, lengths: StaticLengths, hidden: bool) -> Any:
+def _signatures(toolkit: Any, source: Any, lengths: StaticLengths, pixels_of: Pixels, hidden: bool) -> Any:
     """A converter that knows what to convert."""
-    text, side = source.config.text_config, source.config.vision_config.image_size
-    pixels = torch.zeros(1, 3, side, side)
+    text, rows = source.config.text_config, mrope.rows(source)
+    pixels = torch.zeros(1, 3, *sides(pixels_of))
     converter = toolkit.signature(
-        "encode_image", _EncodeImage(source).eval(), sample_kwargs={"pixel_values": pixels}
+        "encode_image", _EncodeImage(source, pixels_of).eval(), sample_kwargs={"pixel_values": pixels}
     )
     for name, tokens in _embed_lengths(lengths).items():
         ids = torch.ones(1, tokens, dtype=torch.int32)
@@ -260,10 +292,12 @@ def _signatures(toolkit: Any, source: Any, lengths: StaticLengths, hidden: bool)
     for name, (tokens, cache) in lengths.signatures().items():
         held = torch.zeros(1, text.num_key_value_heads, cache, head_dim(source))
         arguments = {
-            "embeddings": torch.zeros(1, tokens, text.hidden_size),
+            "embeddings": torch.zeros(1, tokens, (1 + deepstack(source)) * text.hidden_size),
             "input_pos": torch.arange(tokens, dtype=torch.int32),
             "mask": torch.zeros(1, 1, tokens, cache),
         }
+        if rows > 1:
+            arguments["position_ids"] = torch.zeros(rows, 1, tokens, dtype=torch.int32)
         for layer in range(text.num_hidden_layers):
             arguments |= {f"kv_cache_k_{layer}": held.clone(), f"kv_cache_v_{layer}": held.clone()}
         module = _Decode(source, hidden) if tokens == 1 else _Prefill(source)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from edgevlm_runner.contract import NativeSpec
 from edgevlm_runner.native import layout
+from numpy.typing import NDArray
 
 from edgevlm_deploy.export.attention import MULTI_HEAD_ATTENTION
 
@@ -37,8 +38,14 @@ class NativeVisionEncoder(torch.nn.Module):  # type: ignore[misc]
             return
         constants = layout(spec.size, spec)
         self.whole_windows = bool(np.all(constants.get("window_mask", 1)))
-        for name, array in constants.items():
-            self.register_buffer(name, torch.from_numpy(array), persistent=False)
+        places = torch.from_numpy(constants["patch_positions"])
+        with torch.no_grad():
+            turn = source.model.visual.rotary_pos_emb(torch.zeros(1), places)
+        made = dict(zip(("cosine", "sine"), turn, strict=True))  # [P, head dim]
+        # Indices in 32 bits, which every runtime gathers by.
+        made |= {name: _narrow(array) for name, array in constants.items()}
+        for name, tensor in made.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, pixel_values: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
         visual = self.source.model.visual
@@ -52,7 +59,8 @@ class NativeVisionEncoder(torch.nn.Module):  # type: ignore[misc]
         if "table_rows" in at:
             around = visual.pos_embed(at["table_rows"])  # [P, 4, D]
             hidden = hidden + (around * at["table_weights"][:, :, None].to(around.dtype)).sum(1)
-        turn = visual.rotary_pos_emb(hidden, at["patch_positions"])  # cosine and sine [P, head dim]
+        turn = (at["cosine"], at["sine"]) if "cosine" in at else None  # [P, head dim]
+        turn = turn or visual.rotary_pos_emb(hidden, at["patch_positions"])
         full = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
         deep, stacked = list(getattr(visual, "deepstack_visual_indexes", ())), []
         for index, block in enumerate(visual.blocks):
@@ -97,13 +105,17 @@ class NativeVisionEncoder(torch.nn.Module):  # type: ignore[misc]
         return patches.reshape(*at["windows"].shape, *patches.shape[1:])
 
 
+def _narrow(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.int64 else array)
+
+
 def _patches(visual: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """float32 [1, 3, H, W] → [1, C, merge², D]: embedded patches, those of one cell together."""
     embed, merge = visual.patch_embed, visual.spatial_merge_size
     weight = embed.proj.weight  # [D, 3, frames, patch, patch]
     frames = weight.shape[2]
     # A picture is a film of equal frames; each has its own weights.
-    film = pixel_values.repeat_interleave(frames, dim=1)
+    film = pixel_values[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1, 2)
     patch = weight.shape[-1]
     made = torch.nn.functional.conv2d(film, weight.flatten(1, 2), embed.proj.bias, stride=patch)
     cell = patch * merge

@@ -29,8 +29,9 @@ from unittest import mock
 
 import onnx_ir as ir
 import torch
+from edgevlm_runner.contract import NativeSpec, Pixels, sides
 
-from edgevlm_deploy.export import onnx
+from edgevlm_deploy.export import mrope, onnx
 from edgevlm_deploy.export.attention import (
     PLAIN_ATTENTION,
     STANDARD_ATTENTION,
@@ -38,7 +39,7 @@ from edgevlm_deploy.export.attention import (
     StaticCache,
     attention,
 )
-from edgevlm_deploy.export.components import Embedding, head_dim
+from edgevlm_deploy.export.components import Embedding, adding, deepstack, head_dim, layered
 from edgevlm_deploy.export.passes import lower_opset
 from edgevlm_deploy.export.vision import vision_encoder
 
@@ -71,14 +72,15 @@ def cache_names(layers: int, kind: str) -> list[str]:
     return [f"{kind}_{part}.{layer}" for layer in range(layers) for part in ("key", "value")]
 
 
-def export_vision_encoder(source: Any, dialect: Dialect) -> ir.Model:
-    side = source.config.vision_config.image_size
+def export_vision_encoder(source: Any, dialect: Dialect, pixels: Pixels) -> ir.Model:
+    """pixels: how pictures are prepared; those at their own resolution have one size, and come one by one."""
+    native = isinstance(pixels, NativeSpec)
     wanted = STANDARD_ATTENTION if dialect.standard else PLAIN_ATTENTION
     with attention(source.get_encoder("image").config, wanted), _norms(source, dialect):
         return trace(
-            vision_encoder(cast(source, dialect)),
-            (torch.zeros(2, 3, side, side, dtype=dialect.dtype),),
-            ({0: "tiles"},),
+            vision_encoder(cast(source, dialect), pixels),
+            (torch.zeros(1 if native else 2, 3, *sides(pixels), dtype=dialect.dtype),),
+            ({} if native else {0: "tiles"},),
             ["pixel_values"],
             ["image_features"],
             dialect,
@@ -100,9 +102,16 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int, hidden: bool
     if dialect.standard:
         held = (1, text.num_key_value_heads, past, size)
     cache = [torch.zeros(held, dtype=dialect.dtype) for _ in range(2 * text.num_hidden_layers)]
+    width, positions = (
+        (1 + deepstack(source)) * text.hidden_size,
+        torch.arange(tokens, dtype=torch.int32)[None],
+    )
+    rows = mrope.rows(source)
     inputs = {
-        "inputs_embeds": (torch.zeros(1, tokens, text.hidden_size, dtype=dialect.dtype), {1: "tokens"}),
-        "position_ids": (torch.arange(tokens, dtype=torch.int32)[None], {1: "tokens"}),
+        "inputs_embeds": (torch.zeros(1, tokens, width, dtype=dialect.dtype), {1: "tokens"}),
+        "position_ids": (positions, {1: "tokens"})
+        if rows == 1
+        else (positions.repeat(rows, 1, 1), {2: "tokens"}),
         "mask": (
             torch.zeros(1, 1, tokens, columns, dtype=dialect.dtype),
             {2: "tokens"} if dialect.standard else {2: "tokens", 3: "columns"},
@@ -118,7 +127,12 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int, hidden: bool
     module: Any = kind(cast(source, dialect), max_context, hidden)
     wanted = STANDARD_ATTENTION if dialect.standard else STATIC_CACHE_ATTENTION
     cache_axes = tuple({} if dialect.standard else {1: "past"} for _ in cache)
-    with attention(source.get_decoder().config, wanted), _norms(source, dialect), module.rotation():
+    with (
+        attention(source.get_decoder().config, wanted),
+        _norms(source, dialect),
+        module.rotation(),
+        adding(source),
+    ):
         return trace(
             module,
             (*(tensor for tensor, _ in inputs.values()), *cache),
@@ -137,6 +151,7 @@ class _AppendDecoder(torch.nn.Module):  # type: ignore[misc]
         # float32 in every dialect: a position's angle is rounded once, after the look-up.
         cosine, sine = map(torch.from_numpy, onnx.rotary_table(source, max_context))  # [S, head dim / 2]
         self.register_buffer("cosine_sine", torch.cat([cosine, sine], dim=1), persistent=False)
+        self.by_rows = mrope.look_up(source, cosine, sine) if mrope.rows(source) > 1 else None
 
     def forward(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, mask: torch.Tensor, *past: torch.Tensor
@@ -156,18 +171,28 @@ class _AppendDecoder(torch.nn.Module):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, ...]:
         """Logits, and the hidden state where it is asked for."""
         hidden = self.source.get_decoder()(
-            inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False, static_cache=cache
+            **layered(self.source, inputs_embeds),
+            position_ids=position_ids,
+            use_cache=False,
+            static_cache=cache,
         ).last_hidden_state
         last = hidden[:, -1:]
         given = (self.source.lm_head(last)[:, 0], last[:, 0])[: 2 if self.gives_hidden else 1]
         return tuple(one.to(torch.float32) for one in given)
+
+    def _halves(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine float32 [1, T, head dim / 2] of each token."""
+        if self.by_rows is not None:
+            return self.by_rows(position_ids)
+        cosine, sine = torch.nn.functional.embedding(position_ids, self.cosine_sine).chunk(2, dim=-1)
+        return cosine, sine
 
     @contextlib.contextmanager
     def rotation(self) -> Iterator[None]:
         """While it is traced: cosines and sines of a position come from the table."""
 
         def look_up(hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            halves = torch.nn.functional.embedding(position_ids, self.cosine_sine).chunk(2, dim=-1)
+            halves = self._halves(position_ids)
             cosine, sine = (torch.cat([half, half], dim=-1).to(hidden.dtype) for half in halves)
             return cosine, sine  # [1, T, head dim]
 
@@ -203,9 +228,12 @@ class _UpdateDecoder(_AppendDecoder):
         """While it is traced: ONNX's RotaryEmbedding on the table."""
         text = self.source.get_decoder()
         modeling = sys.modules[type(text.layers[0].self_attn).__module__]
-        positions: list[torch.Tensor] = []
+        positions: list[torch.Tensor | None] = []
 
         def keep(hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if self.by_rows is not None:
+                positions[:] = [None]  # the tables hold a row per token
+                return self.by_rows(position_ids)
             positions[:] = [position_ids.to(torch.int64)]
             half = self.cosine_sine.shape[1] // 2
             return self.cosine_sine[:, :half], self.cosine_sine[:, half:]

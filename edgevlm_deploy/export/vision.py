@@ -10,12 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from edgevlm_runner.contract import NativeSpec, Pixels
 
 from edgevlm_deploy.errors import ExportError
+from edgevlm_deploy.export.native import NativeVisionEncoder
 
 
-def vision_encoder(source: Any) -> torch.nn.Module:
-    """The module for the family of `source`. Raises ExportError for one that has none."""
+def vision_encoder(source: Any, pixels: Pixels | None = None) -> torch.nn.Module:
+    """The module for the family of `source`. Raises ExportError for one that has none.
+
+    pixels: how pictures are prepared, where the family leaves them their own resolution.
+    """
+    if isinstance(pixels, NativeSpec):
+        return NativeVisionEncoder(source, pixels)
     family = source.config.model_type
     if family not in ENCODERS:
         raise ExportError(f"No vision encoder of the family {family!r} can be exported.")

@@ -51,8 +51,8 @@ class Image(Frozen):
     shrunk. None keeps the model's own bound.
     """
     resolution: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    """Height and width in pixels that every picture is stretched to, of the same models; None keeps each
-    picture's own.
+    """Height and width in pixels that every picture is stretched to, of the same models. LiteRT and TensorRT
+    need it, for their graphs have one size; None keeps each picture's own.
     """
     reduction: Reduction | None = None
     """Fewer image tokens than the model makes of a tile; None keeps them all."""

@@ -69,7 +69,7 @@ class EmulatedTensorRt:
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [tiles, 3, S, S] → float32 [tiles, tokens per tile, D], tile by tile."""
         if not len(pixel_values):
-            return np.zeros((0, 0, self._spec.hidden_size), np.float32)
+            return np.zeros((0, 0, self._spec.embed_size), np.float32)
         features = [
             self._run("vision_encoder", {"pixel_values": tile[None]})["image_features"]
             for tile in pixel_values
@@ -173,7 +173,7 @@ class EmulatedTensorRt:
         if self._in_place:
             held = [spec.kv_heads, spec.max_context, spec.head_dim]
         expected = {
-            "inputs_embeds": [1, "tokens", spec.hidden_size],
+            "inputs_embeds": [1, "tokens", spec.embed_size],
             f"past_value.{spec.layers - 1}": [1, *held],
         }
         for name, shape in expected.items():

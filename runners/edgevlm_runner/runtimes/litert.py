@@ -80,7 +80,7 @@ class LiteRt:
             ]
             for tile in pixel_values
         ]
-        return np.concatenate(features) if features else np.zeros((0, 0, self._spec.hidden_size), np.float32)
+        return np.concatenate(features) if features else np.zeros((0, 0, self._spec.embed_size), np.float32)
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """int64 [1, T] → float32 [1, T, D]."""
@@ -199,7 +199,7 @@ class LiteRt:
     def _check_signatures(self, signatures: Dict[str, Signature]) -> None:
         spec = self._spec
         height, wide = sides(spec.image)
-        width = spec.hidden_size
+        width = spec.embed_size
         places = {"position_ids": (spec.position_rows, 1, 1)} if spec.position_rows > 1 else {}
         cache = (1, spec.kv_heads, spec.max_context, spec.head_dim)
         state = {f"{STATE}{part}_{i}": cache for i in range(spec.layers) for part in ("k", "v")}
@@ -219,7 +219,7 @@ class LiteRt:
                 },
                 {
                     "logits": (1, 1, spec.vocab_size),
-                    **({"hidden": (1, 1, width)} if spec.hidden else {}),
+                    **({"hidden": (1, 1, spec.hidden_size)} if spec.hidden else {}),
                     **state,
                 },
             ),

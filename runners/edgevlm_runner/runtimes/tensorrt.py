@@ -68,7 +68,7 @@ class TensorRt:
         trt, cuda, spec = self._trt, self._cuda, self._spec
         opened = open_engines(trt, cuda, spec, graphs, cache)
         self._board, self._plans, self._runtime, engines = opened
-        (height, wide), width, tokens = sides(spec.image), spec.hidden_size, spec.prompt.tokens_per_tile
+        (height, wide), width, tokens = sides(spec.image), spec.embed_size, spec.prompt.tokens_per_tile
         vision, embedding = engines["vision_encoder"], engines["embedding"]
         many = 1 if isinstance(spec.image, NativeSpec) else -1
         vision.check({"pixel_values": (many, 3, height, wide), "image_features": (many, tokens, width)})
@@ -92,7 +92,7 @@ class TensorRt:
             self._vision.run(pixel_values[first : first + count])
             for first, count in decoder_window.pieces(len(pixel_values), self._most_tiles)
         ]
-        return np.concatenate(features) if features else np.zeros((0, 0, self._spec.hidden_size), np.float32)
+        return np.concatenate(features) if features else np.zeros((0, 0, self._spec.embed_size), np.float32)
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """int64 [1, T] → float32 [1, T, D]."""

@@ -204,7 +204,7 @@ class Decoder:
 
     def _shapes(self, past: int, tokens: int) -> Dict[str, Shape]:
         shapes: Dict[str, Shape] = {
-            "inputs_embeds": (1, tokens, self._spec.hidden_size),
+            "inputs_embeds": (1, tokens, self._spec.embed_size),
             "position_ids": (*self._rows, 1, tokens),
         }
         return {**shapes, **self._cache.shapes(past, tokens)}
@@ -241,7 +241,7 @@ class Decoder:
         """Warm up once, as TensorRT asks for after a change of shape, then record. Leaves the cache as it
         was: the update form writes row 0, which the first token overwrites."""
         first = Positions(self._spec.position_rows).take(1)
-        self._stage(np.zeros((1, 1, self._spec.hidden_size), np.float32), 0, past, first)
+        self._stage(np.zeros((1, 1, self._spec.embed_size), np.float32), 0, past, first)
         self._run(decoding.execution, past, 1)
         self._engine.cuda.synchronize()
         if not self.note.startswith("CUDA graphs"):
@@ -262,7 +262,7 @@ def _signature(spec: ModelSpec, updates: bool) -> Dict[str, Shape]:
     """Names and shapes of everything that goes in and out; −1 varies."""
     row = (spec.kv_heads, spec.head_dim)
     shapes: Dict[str, Shape] = {
-        "inputs_embeds": (1, -1, spec.hidden_size),
+        "inputs_embeds": (1, -1, spec.embed_size),
         "position_ids": (*([spec.position_rows] if spec.position_rows > 1 else []), 1, -1),
         "mask": (1, 1, -1, -1),
         "logits": (1, spec.vocab_size),
