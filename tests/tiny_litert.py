@@ -96,7 +96,9 @@ def make(folder: Path) -> Files:
             (root / model).parent.mkdir(parents=True, exist_ok=True)
         quantized = QuantizedModel(table())
         reference = fakequant.apply(source(), quantized)
-        litert.export(reference, litert.StaticLengths(CACHES, PREFILLS), files.exact / model, SPEC.hidden)
+        litert.export(
+            reference, litert.StaticLengths(CACHES, PREFILLS), files.exact / model, SPEC.image, SPEC.hidden
+        )
         tflite_integers.write(files.exact / model, quantized.table, files.shipped / model)
         quantized.save(files.reference)
     return files

@@ -251,8 +251,8 @@ def layer_norm(norm: torch.nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _by_rows(source: Any, positions: int) -> Iterator[None]:
-    """While it is traced, and M-RoPE: cosines and sines come from a table, and norms as `_layer_norm` has them,
-    for their consumers have biases.
+    """While a model with M-RoPE is traced: cosines and sines come from a table. Norms are as `layer_norm` has
+    them, for the layers behind them have biases.
     """
     text = source.get_decoder()
     if mrope.rows(source) == 1:

@@ -72,14 +72,16 @@ def cache_names(layers: int, kind: str) -> list[str]:
     return [f"{kind}_{part}.{layer}" for layer in range(layers) for part in ("key", "value")]
 
 
-def export_vision_encoder(source: Any, dialect: Dialect, pixels: Pixels) -> ir.Model:
-    """pixels: how pictures are prepared; those at their own resolution have one size, and come one by one."""
+def export_vision_encoder(source: Any, dialect: Dialect, pixels: Pixels | None = None) -> ir.Model:
+    """pixels: how pictures are prepared; those at their own resolution have one size here, and come one by
+    one."""
     native = isinstance(pixels, NativeSpec)
+    size = sides(pixels) if pixels else (source.config.vision_config.image_size,) * 2
     wanted = STANDARD_ATTENTION if dialect.standard else PLAIN_ATTENTION
     with attention(source.get_encoder("image").config, wanted), _norms(source, dialect):
         return trace(
             vision_encoder(cast(source, dialect), pixels),
-            (torch.zeros(1 if native else 2, 3, *sides(pixels), dtype=dialect.dtype),),
+            (torch.zeros(1 if native else 2, 3, *size, dtype=dialect.dtype),),
             ({} if native else {0: "tiles"},),
             ["pixel_values"],
             ["image_features"],
@@ -102,10 +104,8 @@ def export_decoder(source: Any, dialect: Dialect, max_context: int, hidden: bool
     if dialect.standard:
         held = (1, text.num_key_value_heads, past, size)
     cache = [torch.zeros(held, dtype=dialect.dtype) for _ in range(2 * text.num_hidden_layers)]
-    width, positions = (
-        (1 + deepstack(source)) * text.hidden_size,
-        torch.arange(tokens, dtype=torch.int32)[None],
-    )
+    width = (1 + deepstack(source)) * text.hidden_size
+    positions = torch.arange(tokens, dtype=torch.int32)[None]
     rows = mrope.rows(source)
     inputs = {
         "inputs_embeds": (torch.zeros(1, tokens, width, dtype=dialect.dtype), {1: "tokens"}),
