@@ -58,7 +58,8 @@ class NativeVisionEncoder(torch.nn.Module):  # type: ignore[misc]
         hidden = hidden.flatten(1, 2)  # [1, P, D]
         if "table_rows" in at:
             around = visual.pos_embed(at["table_rows"])  # [P, 4, D]
-            hidden = hidden + (around * at["table_weights"][:, :, None].to(around.dtype)).sum(1)
+            table = (around.to(torch.float32) * at["table_weights"][:, :, None]).sum(1)
+            hidden = hidden + table.to(hidden.dtype)
         turn = (at["cosine"], at["sine"]) if "cosine" in at else None  # [P, head dim]
         turn = turn or visual.rotary_pos_emb(hidden, at["patch_positions"])
         full = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
