@@ -98,7 +98,7 @@ def resolve(
     problems += _unsupported_formats(request, target)
     problems += reduction.problems(recipe.image.reduction, target, architecture)
     if isinstance(architecture, Architecture):
-        problems += _pictures(recipe, target, architecture)
+        problems += _pictures(recipe, target, architecture, request)
     problems += _idle_observer(recipe, request)
     problems += _unseen_parts(recipe.calibration.composition, request)
     if isinstance(architecture, EncoderDecoderArchitecture):
@@ -108,7 +108,7 @@ def resolve(
     return Plan(recipe, target, request)
 
 
-def _pictures(recipe: Recipe, target: Target, model: Architecture) -> list[str]:
+def _pictures(recipe: Recipe, target: Target, model: Architecture, request: Request) -> list[str]:
     """Settings of pictures that the model has no use for, or that the backend cannot do without."""
     wanted, problems = recipe.image, []
     if not model.cell:
@@ -135,6 +135,12 @@ def _pictures(recipe: Recipe, target: Target, model: Architecture) -> list[str]:
         problems.append(
             f"image.resolution: graphs for {target.backend.value} have one size, and the model takes any "
             f"picture's. Give height and width, e.g. [{16 * model.cell}, {16 * model.cell}]."
+        )
+    seeing = {one.algorithm for one in request.values() if one.component is Component.VISION_ENCODER}
+    if Algorithm.AUTOROUND in seeing:
+        problems.append(
+            "components.vision_encoder: autoround learns from batches of equal pictures, and this model takes "
+            "each at its own resolution. Take gptq, awq or rtn there."
         )
     return problems
 

@@ -142,5 +142,8 @@ def test_pictures_at_their_own_resolution() -> None:
     assert "Give multiples of 28" in problems(native, resolution=(56, 90))
     assert "an image token covers 784" in problems(native, max_pixels=100)
     assert "graphs for tensorrt have one size" in problems(native, resources.target("orin"))
+    learnt = {Component.VISION_ENCODER: Precision(scheme=Scheme.W4A16_G32, algorithm=Algorithm.AUTOROUND)}
+    with pytest.raises(PlanError, match="each at its own resolution"):
+        plan.resolve(recipe.model_copy(update={"components": learnt}), host, MODULES, native)
     reduction = Reduction(method=ReductionMethod.TOME, keep=0.5)
     assert "own resolution" in problems(native, reduction=reduction)

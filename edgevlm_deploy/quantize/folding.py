@@ -22,10 +22,15 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     # SigLIP-like encoder layer. fc2 has no rule: its input has passed GELU.
     ("layer_norm1", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     ("layer_norm2", ("mlp.fc1",)),
+    # Qwen-VL's vision blocks; Qwen2.5's has gates and so the rule of `mlp.up_proj` too
+    ("norm1", ("attn.qkv",)),
+    ("norm2", ("mlp.gate_proj", "mlp.up_proj")),
+    ("norm2", ("mlp.fc1",)),
+    ("norm2", ("mlp.linear_fc1",)),
 )
 """Source and the only consumers of its output, by their names inside one transformer layer."""
 
-_LAYER = re.compile(r"^(.*\blayers?\.\d+)\.")
+_LAYER = re.compile(r"^(.*\b(?:layers?|blocks)\.\d+)\.")
 
 
 def layer_of(name: str) -> str:

@@ -34,8 +34,7 @@ def fixed(family: str, rows: int, cols: int) -> ImageSettings:
     [
         ("qwen2_vl", "host-cpu", ImageSettings()),
         ("qwen3_vl", "host-cpu", ImageSettings()),
-        ("qwen2_5_vl", "host-cpu", fixed("qwen2_5_vl", 2, 4)),  # whole windows
-        ("qwen2_5_vl", "orin", fixed("qwen2_5_vl", 3, 5)),
+        ("qwen2_5_vl", "orin", fixed("qwen2_5_vl", 2, 4)),  # whole windows
         ("qwen3_vl", "orin-jetpack7", fixed("qwen3_vl", 2, 3)),
         ("qwen2_5_vl", "snapdragon-8-gen3", fixed("qwen2_5_vl", 3, 5)),
     ],

@@ -42,3 +42,14 @@ def test_scales_that_cannot_be_folded(float_model: Any, bad: float) -> None:
     scale[3] = bad
     with pytest.raises(QuantizationError, match="not positive and finite"):
         folding.apply(copy.deepcopy(float_model), fold, scale)
+
+
+def test_the_vision_blocks_of_qwen_vl() -> None:
+    gated = ["norm1", "attn.qkv", "norm2", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    found = folding.folds(f"model.visual.blocks.3.{name}" for name in gated)
+    assert [one.source.removeprefix("model.visual.blocks.3.") for one in found] == [
+        "mlp.up_proj",
+        "norm1",
+        "norm2",
+    ]
+    assert folding.layer_of("model.visual.blocks.3.attn.qkv") == "model.visual.blocks.3"
