@@ -139,7 +139,7 @@ def _pictures(recipe: Recipe, target: Target, model: Architecture, request: Requ
     seeing = {one.algorithm for one in request.values() if one.component is Component.VISION_ENCODER}
     if Algorithm.AUTOROUND in seeing:
         problems.append(
-            "components.vision_encoder: autoround learns from batches of equal pictures, and this model takes "
+            "components.vision_encoder: autoround learns from batches of equal pictures; this model takes "
             "each at its own resolution. Take gptq, awq or rtn there."
         )
     return problems
