@@ -118,8 +118,8 @@ def _pictures(recipe: Recipe, target: Target, model: Architecture, request: Requ
             for name, given in sizes.items()
             if given is not None
         ]
-    for name, given in {"max_tiles": wanted.max_tiles, "usual_tiles": wanted.usual_tiles}.items():
-        if given is not None:
+    for name in ("max_tiles", "reference_tiles", "usual_tiles"):
+        if getattr(wanted, name) is not None:
             problems.append(
                 f"image.{name}: this model cuts no tiles, it keeps a picture's own resolution. Bound it by "
                 "image.max_pixels."
