@@ -110,7 +110,8 @@ def resolve(
 
 def _pictures(recipe: Recipe, target: Target, model: Architecture, request: Request) -> list[str]:
     """Settings of pictures that the model has no use for, or that the backend cannot do without."""
-    wanted, problems = recipe.image, []
+    wanted = recipe.image
+    problems: list[str] = []
     if not model.cell:
         sizes = {"max_pixels": wanted.max_pixels, "resolution": wanted.resolution}
         return [
@@ -118,12 +119,12 @@ def _pictures(recipe: Recipe, target: Target, model: Architecture, request: Requ
             for name, given in sizes.items()
             if given is not None
         ]
-    for name in ("max_tiles", "reference_tiles", "usual_tiles"):
-        if getattr(wanted, name) is not None:
-            problems.append(
-                f"image.{name}: this model cuts no tiles, it keeps a picture's own resolution. Bound it by "
-                "image.max_pixels."
-            )
+    problems += [
+        f"image.{name}: this model cuts no tiles, it keeps a picture's own resolution. Bound it by "
+        "image.max_pixels."
+        for name in ("max_tiles", "reference_tiles", "usual_tiles")
+        if getattr(wanted, name) is not None
+    ]
     if wanted.resolution is not None and any(side % model.cell for side in wanted.resolution):
         problems.append(
             f"image.resolution: {' × '.join(map(str, wanted.resolution))} pixels; an image token covers "
