@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ def test_what_cannot_be_had_is_refused_when_planned() -> None:
     assert planned.summary()["reduction"] == {"method": "visionzip", "keep": 0.5}
     with pytest.raises(PlanError, match=r"keep 0\.99 of 16 image tokens a tile takes none away"):
         plan.resolve(recipe(asks_for("tome", 0.99)), host, demo.modules, demo.architecture)
+
+
+def test_families_without_a_method_are_refused_it() -> None:
+    host, demo = resources.target("host-cpu"), source.inspect(resources.DEMO_CHECKPOINT)
+    assert isinstance(demo.architecture, source.Architecture)
+    square = dataclasses.replace(demo.architecture, shuffle=1)
+    whole = dataclasses.replace(square, prefix=True)
+    plan.resolve(recipe(asks_for("fastv", 0.5)), host, demo.modules, square)
+    for method, model, sentence in (
+        ("tome", square, "tome works behind a pixel shuffle"),
+        ("fastv", whole, "every token of the prompt sees every other"),
+    ):
+        with pytest.raises(PlanError, match=sentence):
+            plan.resolve(recipe(asks_for(method, 0.5)), host, demo.modules, model)
 
 
 @pytest.mark.parametrize("method", ["visionzip", "tome"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from edgevlm_runner.errors import ExecutionError
 from edgevlm_runner.runtimes import decoder_window
 from edgevlm_runner.runtimes.decoder_window import HIDDEN
 
@@ -65,3 +66,18 @@ def test_positions_follow_what_is_filled() -> None:
 def test_pieces_cover_a_prompt_once() -> None:
     assert decoder_window.pieces(7, 3) == [(0, 3), (3, 3), (6, 1)]
     assert decoder_window.pieces(3, 3) == [(0, 3)]
+
+
+def test_a_prompt_that_sees_all_of_itself_stays_in_one_piece() -> None:
+    appended = decoder_window.mask(0, 64, 3, whole=True)[0, 0]
+    assert (appended[:, :64] == HIDDEN).all() and (appended[:, 64:] == 0).all()
+    updated = decoder_window.mask_static(0, 3, 8, whole=True)[0, 0]
+    assert (updated[:, :3] == 0).all() and (updated[:, 3:] == HIDDEN).all()
+    # One token after it sees what a causal one does.
+    np.testing.assert_array_equal(decoder_window.mask(3, 64, 1, True), decoder_window.mask(3, 64, 1))
+    np.testing.assert_array_equal(
+        decoder_window.mask_static(3, 1, 8, True), decoder_window.mask_static(3, 1, 8)
+    )
+    assert decoder_window.pieces(5, 8, whole=True) == [(0, 5)]
+    with pytest.raises(ExecutionError, match="5 tokens all see each other"):
+        decoder_window.pieces(5, 4, whole=True)
