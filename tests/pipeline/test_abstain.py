@@ -18,6 +18,7 @@ from edgevlm_runner.respond import Respondent
 
 from edgevlm_deploy import bundle, pipeline
 from edgevlm_deploy.pipeline import certainty
+from edgevlm_deploy.pipeline.job import DEMO
 from edgevlm_deploy.progress import Silent
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("build")
     recipe = out / "abstaining.yaml"
     recipe.write_text(RECIPE)
-    order = pipeline.Order(model=pipeline.DEMO, target="host-cpu", recipe=str(recipe), out=out)
+    order = pipeline.Order(model=DEMO, target="host-cpu", recipe=str(recipe), out=out)
     return pipeline.compile(order, Silent())
 
 
