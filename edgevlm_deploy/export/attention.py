@@ -85,24 +85,29 @@ def _group_query_attention(
     Past and present are the operator's own inputs and outputs, without a Concat between them: a runtime
     may bind both to one buffer of fixed length, which is then written in place.
     """
+    return _grouped(module.layer_idx, query, key, value, scaling, key_values), None
+
+
+def _grouped(layer: int, query: Any, key: Any, value: Any, scaling: float, key_values: KeyValues) -> Any:
+    """GroupQueryAttention, which also appends key and value to the cache of `layer`: [B, T, heads, D]."""
     import torch
 
     batch, heads, tokens, size = query.shape
     kv_heads = key.shape[1]
     q = query.transpose(1, 2).reshape(batch, tokens, heads * size)
     k, v = (x.transpose(1, 2).reshape(batch, tokens, kv_heads * size) for x in (key, value))
-    past_key, past_value = key_values.past[module.layer_idx]
-    cache_shape = (batch, kv_heads, key_values.total_length, size)
+    past_key, past_value = key_values.past[layer]
+    held = (batch, kv_heads, key_values.total_length, size)
     out, *present = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         (q, k, v, past_key, past_value, key_values.last_position, key_values.total),
         attrs={"num_heads": heads, "kv_num_heads": kv_heads, "scale": float(scaling)},
         dtypes=(q.dtype, q.dtype, q.dtype),
-        shapes=((batch, tokens, heads * size), cache_shape, cache_shape),
+        shapes=((batch, tokens, heads * size), held, held),
         version=1,
     )
-    key_values.present[module.layer_idx] = (present[0], present[1])
-    return out.reshape(batch, tokens, heads, size), None
+    key_values.present[layer] = (present[0], present[1])
+    return out.reshape(batch, tokens, heads, size)
 
 
 def _prefix_attention(
@@ -121,25 +126,14 @@ def _prefix_attention(
     """
     import torch
 
-    batch, _, tokens, size = query.shape
-    kv_heads = key.shape[1]
-    k, v = (x.transpose(1, 2).reshape(batch, tokens, kv_heads * size) for x in (key, value))
-    past_key, past_value = key_values.past[module.layer_idx]
-    held = (batch, kv_heads, key_values.total_length, size)
-    _, *present = torch.onnx.ops.symbolic_multi_out(
-        "com.microsoft::GroupQueryAttention",
-        (k, k, v, past_key, past_value, key_values.last_position, key_values.total),
-        attrs={"num_heads": kv_heads, "kv_num_heads": kv_heads, "scale": float(scaling)},
-        dtypes=(k.dtype, k.dtype, k.dtype),
-        shapes=((batch, tokens, kv_heads * size), held, held),
-        version=1,
-    )
-    key_values.present[module.layer_idx] = (present[0], present[1])
+    _grouped(module.layer_idx, key, key, value, scaling, key_values)
+    present = key_values.present[module.layer_idx]
     # A bound cache is longer than what it holds.
     bounds = (torch.zeros(1, dtype=torch.int64), key_values.total.to(torch.int64).reshape(1))
     axis = torch.full((1,), 2, dtype=torch.int64)
     keys, values = (
-        torch.onnx.ops.symbolic("Slice", (one, *bounds, axis), dtype=one.dtype, shape=held) for one in present
+        torch.onnx.ops.symbolic("Slice", (one, *bounds, axis), dtype=one.dtype, shape=one.shape)
+        for one in present
     )
     return _folded(query, keys, values, scaling), None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from edgevlm_deploy.errors import CheckpointError
@@ -173,10 +172,7 @@ def load(source: SourceModel) -> Any:
         pad_token_id=text.pad_token_id,
     )
     assert isinstance(source.architecture, EncoderDecoderArchitecture)
-    ours, made = asdict(source.architecture), asdict(theirs)
-    wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]
-    if wrong:
-        raise CheckpointError(f"{source.path}: transformers made a model of {'; '.join(wrong)}.")
+    loading.check_architecture(source, theirs)
     # One bias under two names; checkpoints store either, or both.
     tied = {f"{HEAD}.bias", HEAD_BIAS, *([f"{HEAD}.weight"] if source.tied_head else [])}
     loading.check_weights(model, source, tied)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from edgevlm_deploy.errors import CheckpointError
@@ -123,9 +123,6 @@ def load(source: SourceModel, layout: Layout) -> Any:
         projection_size=model.get_submodule(layout.text_projection).weight.shape[0],
     )
     assert isinstance(source.architecture, DualArchitecture)
-    ours, made = asdict(source.architecture), asdict(theirs)
-    wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]
-    if wrong:
-        raise CheckpointError(f"{source.path}: transformers made a model of {'; '.join(wrong)}.")
+    loading.check_architecture(source, theirs)
     loading.check_weights(model, source)
     return model

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from edgevlm_runner.contract import ImageSpec, PromptSpec
@@ -170,10 +170,7 @@ def _check_architecture(config: Any, source: SourceModel) -> None:
         tokens_per_tile=(vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2,
         shuffle=config.scale_factor,
     )
-    ours, made = asdict(source.architecture), asdict(theirs)
-    wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]
-    if wrong:
-        raise CheckpointError(f"{source.path}: transformers made a model of {'; '.join(wrong)}.")
+    loading.check_architecture(source, theirs)
 
 
 def image_spec(source: SourceModel, recipe: Recipe) -> ImageSpec:

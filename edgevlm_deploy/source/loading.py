@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from edgevlm_deploy.errors import CheckpointError, MissingExtraError
 from edgevlm_deploy.source.header import is_position_buffer
-from edgevlm_deploy.source.model import SourceModel
+from edgevlm_deploy.source.model import AnyArchitecture, SourceModel
 
 
 def load(source: SourceModel, class_name: str, attention: str | Mapping[str, str]) -> Any:
@@ -78,6 +79,14 @@ def _without_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def check_architecture(source: SourceModel, made: AnyArchitecture) -> None:
+    """transformers made the model that the checkpoint's files describe. Raises CheckpointError."""
+    ours, theirs = asdict(source.architecture), asdict(made)
+    wrong = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if theirs[key] != ours[key]]
+    if wrong:
+        raise CheckpointError(f"{source.path}: transformers made a model of {'; '.join(wrong)}.")
 
 
 def check_weights(

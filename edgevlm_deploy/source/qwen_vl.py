@@ -177,10 +177,7 @@ class QwenVl:
             table_side=math.isqrt(getattr(vision, "num_position_embeddings", 0)),
             deepstack=len(getattr(vision, "deepstack_visual_indexes", ())),
         )
-        ours, made = asdict(source.architecture), asdict(theirs)
-        wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]
-        if wrong:
-            raise CheckpointError(f"{source.path}: transformers made a model of {'; '.join(wrong)}.")
+        loading.check_architecture(source, theirs)
 
     def image_spec(self, source: SourceModel, recipe: Recipe) -> NativeSpec:
         """The image processor's numbers, proved on noise against transformers' own pixels."""

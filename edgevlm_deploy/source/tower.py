@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgevlm_deploy.errors import CheckpointError
@@ -247,7 +247,4 @@ def _check_architecture(model: Any, source: SourceModel, layout: Layout) -> None
         + int(layout.newline),
         prefix=bool(getattr(text, "use_bidirectional_attention", False)),
     )
-    ours, made = asdict(source.architecture), asdict(theirs)
-    wrong = [f"{key} {made[key]}, not {ours[key]}" for key in ours if made[key] != ours[key]]
-    if wrong:
-        raise CheckpointError(f"{source.path}: transformers made a model of {'; '.join(wrong)}.")
+    loading.check_architecture(source, theirs)
